@@ -1,0 +1,1 @@
+"""What hardware exists and how fast it is: profiles, topology and the measured performance model."""
