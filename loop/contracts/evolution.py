@@ -45,8 +45,8 @@ class Score:
     goodput: float
     device_hours: float
     joules: float
-    per_window_s: tuple[float, ...]
-    """total_s of each window, aligned with the windows asked for: what a paired comparison needs."""
+    per_window: tuple[float, ...]
+    """The objective of each window, aligned with the windows asked for: what a paired comparison needs."""
     faults: int = 0
 
 

@@ -133,6 +133,25 @@ class DataPlane(Protocol):
     def snapshot(self) -> PlaneSnapshot:
         """The state now."""
 
+    def close(self) -> None:
+        """Give up on everything unfinished: each such request becomes a LOST record. More may be submitted."""
+
+
+class PolicyFault(RuntimeError):
+    """A policy gave no usable answer; whoever catches it asks the fallback."""
+
+
+class PolicyTimeout(PolicyFault):
+    """The answer did not come within its deadline."""
+
+
+class PolicyCrashed(PolicyFault):
+    """The process that ran the policy is gone."""
+
+
+class PolicyError(PolicyFault):
+    """The policy raised, or its answer has the wrong type or value."""
+
 
 class PlanError(ValueError):
     """A plan that cannot be carried out; the message names the replica and the reason."""

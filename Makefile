@@ -1,0 +1,49 @@
+# `make run` and `make test` set up all they need in .venv; a second call reuses it in seconds.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+OUT    ?= out
+
+.DEFAULT_GOAL := help
+
+.PHONY: help run test unit lint types arrows bench clean setup
+
+help:  ## What can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## Install into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python >= 3.11 or pass PYTHON=..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$$($(PYTHON) --version) is too old: Python >= 3.11 is needed; pass PYTHON=python3.12, say"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(STAMP)  ## Replay a volatile day and watch the policy rewrite itself (about two minutes)
+	@$(BIN)/autopoiesis loop replay --out $(OUT)
+
+test: lint types arrows  ## All checks and tests, slow ones included
+	$(BIN)/python -m pytest -q
+
+unit: $(STAMP)  ## The fast tests only
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+arrows: $(STAMP)
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## All benchmarks; rewrites docs/benchmarks.md
+	$(BIN)/python -m benchmarks.all $(DATA_DIR)
+
+clean:  ## Remove what was installed and written
+	rm -rf $(VENV) $(OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,52 @@
+"""What the user wants, as one number for evolution to lower."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from loop.contracts import Resources, RunResult, Score, ServingStats, WindowResult
+
+_UNSERVED = 10.0
+"""A request refused or lost costs as much as ten served ones: not serving must never pay."""
+
+
+class Objective(StrEnum):
+    """Presets. Each is a sum of seconds or of things with a price in seconds; lower is better."""
+
+    TIME = "time"  # total execution time: what batch replay measures
+    GOODPUT = "goodput"  # SLO misses first, latency next: for online replay
+    COST = "cost"  # device-hours and energy, as long as the SLO is met
+
+
+def score(result: RunResult, objective: Objective) -> Score:
+    """Sum up a run as a score, in all its objectives, with the user's deciding."""
+    per_window = tuple(_value(w.total_s, w.stats, w.resources, objective) for w in result.windows)
+    return Score(
+        objective=sum(per_window),
+        total_execution_time_s=result.total_execution_time_s,
+        ttft_p99_s=result.stats.ttft_s.p99,
+        goodput=result.stats.goodput,
+        device_hours=result.resources.device_s / 3600,
+        joules=result.resources.joules,
+        per_window=per_window,
+        faults=result.faults.total,
+    )
+
+
+def window_value(window: WindowResult, objective: Objective) -> float:
+    """The objective of one window."""
+    return _value(window.total_s, window.stats, window.resources, objective)
+
+
+def _value(total_s: float, stats: ServingStats, spent: Resources, objective: Objective) -> float:
+    requests = stats.finished + stats.rejected + stats.lost
+    unserved = (stats.rejected + stats.lost) / requests if requests else 0.0
+    missed = 1.0 - stats.goodput
+    if objective is Objective.TIME:
+        value = total_s
+    elif objective is Objective.GOODPUT:
+        # A window with every SLO missed weighs 100; one second of mean or a tenth of tail latency weighs 1.
+        value = 100.0 * missed + stats.e2e_s.mean + 0.1 * stats.ttft_s.p99
+    else:
+        value = spent.usd + spent.joules / 3.6e6 * 0.15 + 100.0 * max(0.0, missed - 0.01)
+    return value * (1.0 + _UNSERVED * unserved)

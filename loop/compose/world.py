@@ -1,0 +1,90 @@
+"""A world to serve in: a cluster, models and how fast they really are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from execution.twin import Twin, WorldParameters
+from hw_profiles import ModelSpec, Topology, load_cluster, load_model
+from hw_profiles.performance import PerformanceModel, Perturbation
+from loop.contracts import ClusterEvent, DeploymentOption, EventKind, Observation, RecordSink
+from physical.placement import deployment_options
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSpec:
+    """What a world is made from; a value that any process can build the same world from."""
+
+    cluster: str
+    """Name of a packaged cluster, or the path of a YAML file."""
+    models: tuple[str, ...]
+    perturbation: Perturbation | None = None
+    """Hidden multipliers on the performance model; None: the nominal hardware."""
+    parameters: WorldParameters = field(default_factory=WorldParameters)
+    seed: int = 0
+
+
+class InfeasibleModelError(ValueError):
+    """A model that fits no group of devices of the cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A built world. `options` are always the nominal estimates: policies never see hidden parameters."""
+
+    spec: WorldSpec
+    topology: Topology
+    models: dict[str, ModelSpec]
+    performance: PerformanceModel
+    options: tuple[DeploymentOption, ...]
+
+    def twin(self, sink: RecordSink, *, block_tokens: int) -> Twin:
+        """A data plane in this world, with nothing deployed."""
+        return Twin(
+            topology=self.topology,
+            models=self.models,
+            performance=self.performance,
+            sink=sink,
+            seed=self.spec.seed,
+            block_tokens=block_tokens,
+            world=self.spec.parameters,
+        )
+
+
+def build_world(spec: WorldSpec, options: tuple[DeploymentOption, ...] | None = None) -> World:
+    """Load profiles and build a world.
+
+    Raises:
+        ProfileError: unknown cluster or model, or a broken profile.
+        InfeasibleModelError: a model fits no group of devices of the cluster.
+    """
+    topology = load_cluster(spec.cluster)
+    models = {name: load_model(name) for name in spec.models}
+    nominal = PerformanceModel.load()
+    if options is None:
+        options = deployment_options(topology, tuple(models.values()), nominal)
+    check_options(spec, options)
+    performance = nominal if spec.perturbation is None else nominal.perturbed(spec.perturbation)
+    return World(spec, topology, models, performance, options)
+
+
+def check_options(spec: WorldSpec, options: Sequence[DeploymentOption]) -> None:
+    """Raise InfeasibleModelError for the first model without an option."""
+    for name in spec.models:
+        if not any(o.model == name for o in options):
+            raise InfeasibleModelError(
+                f"model {name} fits no group of devices of cluster {spec.cluster}: choose a larger cluster or a "
+                "smaller model (`autopoiesis physical options` shows what fits)"
+            )
+
+
+def state_events(obs: Observation | None) -> tuple[ClusterEvent, ...]:
+    """Events at time 0 that bring fresh devices into the state that `obs` shows."""
+    events: list[ClusterEvent] = []
+    for d in obs.devices if obs is not None else ():
+        if not d.available:
+            events.append(ClusterEvent(0.0, EventKind.DOWN, d.id))
+        if d.speed != 1.0:
+            events.append(ClusterEvent(0.0, EventKind.SPEED, d.id, factor=d.speed))
+    return tuple(events)

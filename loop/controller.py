@@ -1,0 +1,295 @@
+"""The controller: at each monitoring point perceive, decide, charge the decision's time, act, journal.
+
+It knows ports only: any DataPlane, any Policy, any source of new policies. Everything that it does is a
+function of these and of the windows, on the data plane's own clock.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from loop.contracts import (
+    EMPTY_PLAN,
+    DataPlane,
+    Memo,
+    Observation,
+    Plan,
+    PlanError,
+    PlaneSnapshot,
+    Policy,
+    PolicyFaults,
+    ReplayMode,
+    Request,
+    Resources,
+    Role,
+    RunResult,
+    Window,
+    WindowResult,
+)
+from loop.guard import GuardConfig, GuardedPolicy
+from loop.journal import Decision, Journal
+from loop.perception import Perception
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerConfig:
+    """How a run is driven. Times in seconds of the data plane's clock."""
+
+    mode: ReplayMode = ReplayMode.BATCH
+    budget_s: float = 2.0
+    """What `plan` may take."""
+    solve_quantum_s: float = 0.05
+    """The time that `plan` took is charged in whole multiples of this, so that a replay on another machine
+    charges the same."""
+    stuck_after_s: float = 4 * 3600.0
+    """A window that takes longer is ended, and its unfinished requests are lost."""
+    warm_start: bool = True
+    """The policy's first plan is deployed before the clock starts, as in a system that already runs."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+
+
+class PolicySourcePort(Protocol):
+    """Where new policies come from. Asked at each monitoring point, must answer at once."""
+
+    def next_policy(self, obs: Observation) -> Policy | None:
+        """A policy to hand over to now; None: keep the one that serves."""
+
+    def window_ended(self, window: Window, result: WindowResult, obs: Observation) -> None:
+        """A window became past; `obs` is what was seen at its start, the plan that served then included."""
+
+
+def cpu_seconds() -> float:
+    """The default clock for solve time: CPU time of this process and of the children it waited for."""
+    return time.process_time()
+
+
+class Controller:
+    """Drives one policy (or a source of them) over a data plane, window by window."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        policy: Policy,
+        fallback: Policy,
+        perception: Perception,
+        config: ControllerConfig,
+        *,
+        journal: Journal | None = None,
+        source: PolicySourcePort | None = None,
+        solve_clock: Callable[[], float] = cpu_seconds,
+        initial_plan: Plan | None = None,
+    ) -> None:
+        self._plane = plane
+        self._fallback = fallback
+        self._perception = perception
+        self._config = config
+        self._journal = journal
+        self._source = source
+        self._solve_clock = solve_clock
+        self._memo = Memo()
+        self._guarded = GuardedPolicy(policy, fallback, config.guard)
+        self._faults_before = PolicyFaults()
+        self._retired_faults = PolicyFaults()
+        self._ticks_since_replan = 0
+        self._last_serving_s = 0.0
+        self._last_stall_s = 0.0
+        self._resources_offset = Resources()
+        self._initial_plan = initial_plan
+        self._started = False
+        self._origin_s = 0.0
+        plane.use(self._guarded, self._memo)
+
+    def run(self, windows: Iterable[Window]) -> RunResult:
+        """All windows; see `steps` for one at a time."""
+        results = tuple(self.steps(windows))
+        return self.result(results)
+
+    def result(self, windows: Sequence[WindowResult]) -> RunResult:
+        """Sum up a run whose windows have all been stepped through."""
+        spent = _minus(self._plane.snapshot().resources, self._resources_offset)
+        return RunResult(
+            policy=windows[-1].policy if windows else self._guarded.digest,
+            windows=tuple(windows),
+            stats=self._perception.run.stats(),
+            resources=spent,
+            faults=_plus(self._retired_faults, self._guarded.faults),
+        )
+
+    def steps(self, windows: Iterable[Window]) -> Iterator[WindowResult]:
+        """Run window after window, yielding each result."""
+        pending = list(windows)
+        for i, window in enumerate(pending):
+            yield self._step(window, last=i == len(pending) - 1)
+
+    def _step(self, window: Window, *, last: bool) -> WindowResult:
+        batch = self._config.mode is ReplayMode.BATCH
+        if not self._started:
+            self._started = True
+            self._deploy(window)
+            self._origin_s = self._plane.now_s - window.start_s
+        self._happen(window, batch=batch)
+        requests = self._requests(window, batch=batch)
+        before = self._plane.snapshot()
+        obs = self._observe(window.index, before, requests if batch else ())
+        self._hand_over(obs)
+        decision = self._decide(obs)
+        self._perception.arrived(requests)
+        self._plane.submit(requests)
+        exposed_solve_s = self._act(obs, decision)
+        self._finish(window, batch=batch, last=last)
+        result = self._close(window, before, decision, exposed_solve_s)
+        if self._source is not None:
+            self._source.window_ended(window, result, obs)
+        return result
+
+    def _deploy(self, window: Window) -> None:
+        """Bring up the first plan before anything is released, and set the meters to zero."""
+        obs = self._observe(window.index, self._plane.snapshot(), window.requests)
+        plan = self._initial_plan
+        if plan is None and self._config.warm_start:
+            plan = self._guarded.plan(obs, self._config.budget_s, self._memo)
+        if plan is not None and plan.replicas:
+            self._plane.apply(plan)
+            snapshot = self._plane.snapshot()
+            while waits := [r.ready_in_s for r in snapshot.replicas if r.ready_in_s > 0]:
+                self._plane.run_until(snapshot.now_s + max(waits) + 0.1)
+                snapshot = self._plane.snapshot()
+        self._resources_offset = self._plane.snapshot().resources
+
+    def _happen(self, window: Window, *, batch: bool) -> None:
+        """Let the window's dynamics happen: in batch replay at its start, online at their time."""
+        for event in window.events:
+            at_s = self._plane.now_s if batch else event.at_s + self._origin_s
+            self._plane.inject(replace(event, at_s=at_s))
+        self._plane.run_until(self._plane.now_s)  # what happens now is seen now
+
+    def _requests(self, window: Window, *, batch: bool) -> list[Request]:
+        """The window's requests on the plane's clock: all now in batch replay, else when they arrived."""
+        if batch:
+            now = self._plane.now_s
+            return [r._replace(arrival_s=now) for r in window.requests]
+        origin = self._origin_s
+        return [r._replace(arrival_s=r.arrival_s + origin) for r in window.requests]
+
+    def _observe(self, tick: int, snapshot: PlaneSnapshot, released: Sequence[Request]) -> Observation:
+        return self._perception.observe(
+            snapshot,
+            tick=tick,
+            released=released,
+            last_serving_s=self._last_serving_s,
+            last_reconfiguration_s=self._last_stall_s,
+            ticks_since_replan=self._ticks_since_replan,
+        )
+
+    def _hand_over(self, obs: Observation) -> None:
+        """Swap to the policy that evolution offers, if it does; in-flight requests are not moved."""
+        policy = self._source.next_policy(obs) if self._source is not None else None
+        if policy is None:
+            return
+        self._retired_faults = _plus(self._retired_faults, self._guarded.faults)
+        self._faults_before = PolicyFaults()
+        self._memo = Memo()
+        self._guarded = GuardedPolicy(policy, self._fallback, self._config.guard)
+        self._plane.use(self._guarded, self._memo)
+
+    def _decide(self, obs: Observation) -> Decision:
+        """Ask the policy, under the guard; a model without any replica forces a plan."""
+        before = dict(self._memo)
+        served = {r.model for r in obs.plan.replicas if r.role is not Role.DECODE}
+        kinds = {d.kind for d in obs.devices if d.available}
+        forced = bool({o.model for o in obs.options if o.kind in kinds} - served)
+        began = self._solve_clock()
+        replan = self._guarded.should_replan(obs, self._memo) or forced
+        plan = self._guarded.plan(obs, self._config.budget_s, self._memo) if replan else obs.plan
+        took = self._solve_clock() - began
+        quantum = self._config.solve_quantum_s
+        solve_s = math.ceil(took / quantum) * quantum if replan else 0.0
+        decision = Decision(
+            tick=obs.tick,
+            policy=self._guarded.digest,
+            observation=obs,
+            memo_before=before,
+            memo_after=dict(self._memo),
+            forced=forced,
+            replanned=replan,
+            plan=plan,
+            solve_s=solve_s,
+        )
+        if self._journal is not None:
+            self._journal.decided(decision)
+        return decision
+
+    def _act(self, obs: Observation, decision: Decision) -> float:
+        """Let the old plan serve while the solver works, then change over. Returns the exposed solve time."""
+        if not decision.replanned:
+            self._ticks_since_replan += 1
+            return 0.0
+        before = self._plane.snapshot()
+        self._plane.run_until(before.now_s + decision.solve_s)
+        exposed = self._plane.snapshot().idle_pending_s - before.idle_pending_s
+        if decision.plan in (obs.plan, EMPTY_PLAN):
+            self._ticks_since_replan += 1
+            return exposed
+        try:
+            self._plane.apply(decision.plan)
+            self._ticks_since_replan = 0
+        except PlanError:
+            # The world moved on while the solver worked (a device failed, say): keep what serves.
+            self._ticks_since_replan += 1
+        return exposed
+
+    def _finish(self, window: Window, *, batch: bool, last: bool) -> None:
+        """Serve until the window is over: all done in batch replay, its end in online replay."""
+        if not batch:
+            self._plane.run_until(max(self._plane.now_s, window.end_s + self._origin_s))
+        if (batch or last) and not self._plane.run_until_idle(self._plane.now_s + self._config.stuck_after_s):
+            self._plane.close()
+
+    def _close(
+        self, window: Window, before: PlaneSnapshot, decision: Decision, solve_s: float
+    ) -> WindowResult:
+        after = self._plane.snapshot()
+        total = after.now_s - before.now_s
+        stall = after.reconfiguration_stall_s - before.reconfiguration_stall_s
+        faults = self._guarded.faults
+        result = WindowResult(
+            index=window.index,
+            total_s=total,
+            serving_s=total - stall - solve_s,
+            solve_s=solve_s,
+            reconfiguration_s=stall,
+            solve_charged_s=decision.solve_s,
+            replanned=decision.replanned,
+            policy=decision.policy,
+            plan=decision.plan,
+            stats=self._perception.window.stats(),
+            resources=_minus(after.resources, before.resources),
+            faults=_difference(faults, self._faults_before),
+        )
+        self._faults_before = faults
+        self._last_serving_s = result.serving_s
+        if decision.replanned:
+            self._last_stall_s = stall
+        self._perception.end_window(total)
+        if self._journal is not None:
+            self._journal.ended(decision.tick, result)
+        return result
+
+
+def _minus(a: Resources, b: Resources) -> Resources:
+    return Resources(a.device_s - b.device_s, a.joules - b.joules, a.usd - b.usd)
+
+
+def _plus(a: PolicyFaults, b: PolicyFaults) -> PolicyFaults:
+    return PolicyFaults(
+        a.errors + b.errors, a.timeouts + b.timeouts, a.infeasible + b.infeasible, (*a.examples, *b.examples)
+    )
+
+
+def _difference(a: PolicyFaults, b: PolicyFaults) -> PolicyFaults:
+    fresh = tuple(e for e in a.examples if e not in b.examples)
+    return PolicyFaults(a.errors - b.errors, a.timeouts - b.timeouts, a.infeasible - b.infeasible, fresh)

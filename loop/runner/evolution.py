@@ -1,0 +1,181 @@
+"""Evolution beside serving: past windows go in, at the next monitoring point a proven policy comes out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from loop.contracts import Observation, Policy, PolicySource, Window, WindowResult
+from loop.journal import EvolutionRecord, Journal
+from loop.runner.results import EvolutionCost
+
+
+@dataclass(frozen=True, slots=True)
+class PastWindow:
+    """A window that is over: all that evolution may know of it."""
+
+    window: Window
+    obs: Observation
+    result: WindowResult
+    previous: Observation | None
+    """The observation at the window before; None at the first one."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvolutionStep:
+    """The outcome of one step."""
+
+    champion: PolicySource | None
+    """Proven better than the incumbent; None: nothing was."""
+    reason: str
+    evaluations: int = 0
+    candidates: int = 0
+    cpu_s: float = 0.0
+    deaths: dict[str, int] = field(default_factory=dict)
+    gain: float = 0.0
+    """Predicted share of the objective that the champion saves, on windows that it was not made on."""
+
+
+class StepRunner(Protocol):
+    """One step of evolution, behind which the evolver and its sandboxes stand."""
+
+    def __call__(
+        self, incumbent: PolicySource, past: tuple[PastWindow, ...], stop: threading.Event
+    ) -> EvolutionStep:
+        """Must return soon after `stop` is set."""
+
+
+class BackgroundEvolution:
+    """A source of policies for the controller (its PolicySourcePort).
+
+    At a monitoring point the step that ran while the last window was served is collected, and the next one
+    begins on what is past now. A champion takes over only when serving has gone on, on its own clock, for as
+    long as the step took on ours: evolution is never free of time. A policy that makes faults while it serves
+    is taken back at the next monitoring point, and is not promoted again.
+    """
+
+    def __init__(
+        self,
+        first: PolicySource,
+        step: StepRunner,
+        load: Callable[[PolicySource], Policy],
+        *,
+        journal: Journal | None = None,
+        on_step: Callable[[EvolutionRecord], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._step = step
+        self._load = load
+        self._journal = journal
+        self._on_step = on_step
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="evolution")
+        self._stop = threading.Event()
+        self._past: list[PastWindow] = []
+        self._running: Future[tuple[EvolutionStep, float]] | None = None
+        self._began_s = 0.0
+        self._began_tick = 0
+        self._waiting: tuple[PolicySource, EvolutionStep, float] | None = None
+        self._banned: set[str] = set()
+        self._roll_back = False
+        self.served: list[PolicySource] = [first]
+        """Each policy that served, in order; the last one serves now."""
+        self.records: list[EvolutionRecord] = []
+        self.cost = EvolutionCost()
+
+    @property
+    def incumbent(self) -> PolicySource:
+        """The policy that serves now."""
+        return self.served[-1]
+
+    def next_policy(self, obs: Observation) -> Policy | None:
+        """Collect the step that ran, maybe hand over, and start the next one."""
+        self._collect()
+        policy = self._take_back(obs) or self._hand_over(obs)
+        if self._past and not self._stop.is_set():
+            self._began_s, self._began_tick = obs.now_s, obs.tick
+            self._running = self._pool.submit(self._timed_step, self.incumbent, tuple(self._past))
+        return policy
+
+    def window_ended(self, window: Window, result: WindowResult, obs: Observation) -> None:
+        """Remember a window; faults of an evolved policy call for its predecessor."""
+        previous = self._past[-1].obs if self._past else None
+        self._past.append(PastWindow(window, obs, result, previous))
+        if result.faults.total and len(self.served) > 1:
+            self._roll_back = True
+
+    def close(self) -> None:
+        """Stop the step that runs, and wait for it."""
+        self._stop.set()
+        self._collect()
+        self._pool.shutdown(wait=True)
+
+    def _timed_step(
+        self, incumbent: PolicySource, past: tuple[PastWindow, ...]
+    ) -> tuple[EvolutionStep, float]:
+        began = self._clock()
+        step = self._step(incumbent, past, self._stop)
+        return step, self._clock() - began
+
+    def _collect(self) -> None:
+        if self._running is None:
+            return
+        step, wall_s = self._running.result()
+        self._running = None
+        self.cost = EvolutionCost(
+            self.cost.evaluations + step.evaluations,
+            self.cost.candidates + step.candidates,
+            self.cost.wall_s + wall_s,
+            self.cost.cpu_s + step.cpu_s,
+        )
+        champion = step.champion
+        if champion is not None and champion.digest not in self._banned:
+            self._waiting = (champion, step, self._began_s + wall_s)
+        else:
+            self._record(self._began_tick, None, step.reason, step)
+
+    def _hand_over(self, obs: Observation) -> Policy | None:
+        if self._waiting is None or obs.now_s < self._waiting[2]:
+            return None
+        champion, step, _ = self._waiting
+        self._waiting = None
+        if champion.digest == self.incumbent.digest:
+            return None
+        self._record(obs.tick, champion, step.reason, step)
+        return self._serve(champion)
+
+    def _take_back(self, obs: Observation) -> Policy | None:
+        if not self._roll_back:
+            return None
+        self._roll_back = False
+        bad = self.incumbent
+        self._banned.add(bad.digest)
+        good = next((p for p in reversed(self.served) if p.digest not in self._banned), self.served[0])
+        self._waiting = None
+        reason = f"{bad.name} ({bad.digest}) made faults while it served: back to {good.name}"
+        self._record(obs.tick, good, reason, EvolutionStep(good, reason))
+        return self._serve(good)
+
+    def _serve(self, policy: PolicySource) -> Policy:
+        self.served.append(policy)
+        if self._journal is not None:
+            self._journal.policy(policy)
+        return self._load(policy)
+
+    def _record(self, tick: int, champion: PolicySource | None, reason: str, step: EvolutionStep) -> None:
+        record = EvolutionRecord(
+            tick=tick,
+            incumbent=self.incumbent.digest,
+            champion=champion.digest if champion else None,
+            reason=reason,
+            detail={"deaths": step.deaths, "evaluations": step.evaluations, "gain": step.gain},
+        )
+        self.records.append(record)
+        if self._journal is not None:
+            self._journal.evolved(record)
+        if self._on_step is not None:
+            self._on_step(record)

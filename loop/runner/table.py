@@ -1,0 +1,126 @@
+"""The table of an experiment, in the terminal: live while it runs, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from loop.runner.results import ExperimentResult, SystemKind, saving
+
+_STYLE = {
+    SystemKind.EVOLVING: "bold green",
+    SystemKind.ORACLE: "dim italic",
+    SystemKind.SEARCHED: "cyan",
+    SystemKind.USER: "yellow",
+    SystemKind.BASELINE: "",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one system is."""
+
+    kind: SystemKind
+    done: int = 0
+    total: int = 0
+    total_s: float = 0.0
+    ttft_p99_s: float = 0.0
+    note: str = ""
+
+
+def live_table(title: str, rows: Mapping[str, Progress], footer: str) -> RenderableType:
+    """The table while the experiment runs."""
+    table = Table(title=title, title_justify="left", expand=False, header_style="bold")
+    table.add_column("system")
+    table.add_column("windows", justify="right")
+    table.add_column("", width=14)
+    table.add_column("virtual time so far", justify="right")
+    table.add_column("now", overflow="ellipsis", no_wrap=True, max_width=44)
+    for name, p in rows.items():
+        style = _STYLE[p.kind]
+        table.add_row(
+            Text(name, style=style),
+            f"{p.done}/{p.total}" if p.total else "-",
+            ProgressBar(total=max(1, p.total), completed=p.done, width=14),
+            f"{p.total_s:,.1f} s" if p.done else "",
+            Text(p.note, style="dim"),
+        )
+    return Group(table, Text(footer, style="dim"))
+
+
+def final_table(result: ExperimentResult) -> Table:
+    """Every system against the evolving one."""
+    ours = result.system(SystemKind.EVOLVING)
+    table = Table(
+        title=f"{result.title}: total execution time and its parts ({result.requests:,} requests, "
+        f"{len(result.windows)} windows, {result.mode} replay)",
+        title_justify="left",
+        header_style="bold",
+    )
+    for name, justify in (
+        ("system", "left"),
+        ("total", "right"),
+        ("serving", "right"),
+        ("solve", "right"),
+        ("reconfig", "right"),
+        ("TTFT p99", "right"),
+        ("TPOT p50", "right"),
+        ("goodput", "right"),
+        ("device-h", "right"),
+        ("kJ/req", "right"),
+        ("faults", "right"),
+        ("evolving saves", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for s in sorted(result.systems, key=lambda s: -s.run.total_execution_time_s):
+        r = s.run
+        versus = ""
+        if ours is not None and s is not ours:
+            versus = f"{saving(ours, s):+.1%}"
+        requests = r.stats.finished + r.stats.rejected + r.stats.lost
+        unserved = r.stats.rejected + r.stats.lost
+        table.add_row(
+            s.name + (f" [red]({unserved} not served)[/red]" if unserved else ""),
+            f"{r.total_execution_time_s:,.1f} s",
+            f"{r.serving_s:,.1f}",
+            f"{r.solve_s:,.2f}",
+            f"{r.reconfiguration_s:,.1f}",
+            f"{r.stats.ttft_s.p99:,.1f} s",
+            f"{r.stats.tpot_s.p50 * 1e3:,.0f} ms",
+            f"{r.stats.goodput:.1%}",
+            f"{r.resources.device_s / 3600:,.1f}",
+            f"{r.resources.joules / max(1, requests) / 1e3:,.2f}",
+            str(r.faults.total) if r.faults.total else "-",
+            versus,
+            style=_STYLE[s.kind],
+        )
+    return table
+
+
+def headline(result: ExperimentResult) -> str:
+    """One paragraph in words."""
+    ours = result.system(SystemKind.EVOLVING)
+    rivals = result.rivals
+    if ours is None or not rivals:
+        return ""
+    savings = {s.name: saving(ours, s) for s in rivals}
+    best = min(rivals, key=lambda s: s.run.total_execution_time_s)
+    mean = sum(savings.values()) / len(savings)
+    top = max(savings, key=lambda name: savings[name])
+    against_best = savings[best.name]
+    word = "less" if against_best >= 0 else "more"
+    text = (
+        f"The evolving system took {ours.run.total_execution_time_s:,.1f} s: {abs(against_best):.1%} {word} "
+        f"than the best of {len(rivals)} rivals ({best.name}), {mean:.1%} less on average, "
+        f"{savings[top]:.1%} less than {top}."
+    )
+    oracle = result.system(SystemKind.ORACLE)
+    if oracle is not None:
+        gap = ours.run.total_execution_time_s / oracle.run.total_execution_time_s - 1
+        text += f" The oracle, which sees each window's future, is {gap:+.1%} away."
+    return text
