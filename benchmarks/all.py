@@ -1,0 +1,95 @@
+"""Run every benchmark and rewrite docs/benchmarks.md from what was measured.
+
+`--quick` passes on; the page then says so.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Options, parse_options, run_main
+
+BENCHMARKS = ("twin_fidelity", "twin_speed", "loop_first")
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run them one after the other; a failed one is named and leaves the page as it was."""
+    options = parse_options("all", __doc__, argv)
+    outcomes = []
+    for name in BENCHMARKS:
+        print(f"benchmarks.{name} ...", file=sys.stderr, flush=True)
+        done = subprocess.run(command(name, options), stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            print(f"error: benchmarks.{name} ended with exit code {done.returncode}", file=sys.stderr)
+            return 1
+        outcomes.append(json.loads(done.stdout))
+    part = PAGE.with_suffix(".part")
+    part.write_text(page(outcomes), encoding="utf-8")
+    part.replace(PAGE)
+    print(f"wrote {PAGE.name}", file=sys.stderr)
+    return 0
+
+
+def command(name: str, options: Options) -> list[str]:
+    """How one benchmark is called."""
+    words = [sys.executable, "-m", f"benchmarks.{name}"]
+    if options.data_dir is not None:
+        words.append(str(options.data_dir))
+    words += ["--json", "--seed", str(options.seed)]
+    return [*words, "--quick"] if options.quick else words
+
+
+def page(outcomes: Sequence[dict[str, Any]]) -> str:
+    """The page in Markdown."""
+    first = outcomes[0]
+    machine = ", ".join(f"{k} {v}" for k, v in first["machine"].items())
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `make bench` at commit {first['commit']} on: {machine}.",
+        "Times are of a small shared machine; ratios are what counts. "
+        "Each program prints its table, or one JSON object with `--json`.",
+    ]
+    for outcome in outcomes:
+        quick = " --quick" if outcome["quick"] else ""
+        lines += [
+            "",
+            f"## {outcome['benchmark']}",
+            f"`python -m benchmarks.{outcome['benchmark']} DATA_DIR{quick}`",
+        ]
+        targets = [
+            {k: t[k] for k in ("name", "value", "target", "unit")} | {"met": "yes" if t["met"] else "no"}
+            for t in outcome["targets"]
+        ]
+        for rows in (targets, outcome["rows"]):
+            lines += ["", *markdown_table(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows of equal or unequal keys as a table."""
+    if not rows:
+        return []
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(c)) for c in columns) + " |" for row in rows]
+    return lines
+
+
+def cell(value: object) -> str:
+    """A value as people read it."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

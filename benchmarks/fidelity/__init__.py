@@ -1,0 +1,1 @@
+"""Parts of benchmarks.twin_fidelity: one module a kind of measurement."""

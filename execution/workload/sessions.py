@@ -1,0 +1,170 @@
+"""Conversations with shared prefixes: fitted from block hashes, and generated again.
+
+A request continues an earlier one when more than the common blocks at its head were seen before; its parent is
+the latest request that held the deepest of these blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from execution.workload import lengths
+from execution.workload.errors import WorkloadError
+from execution.workload.profiles import Sessions, Stream
+from loop.contracts import Request
+
+MAX_TURNS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How one request hangs on an earlier one; `parent` None: it opens a conversation."""
+
+    parent: int | None
+    shared_blocks: int
+    depth: int
+    """1 for the first turn."""
+
+
+def turns(requests: Sequence[Request], common_blocks: int) -> list[Turn]:
+    """The place of each request in its conversation."""
+    holder: dict[int, int] = {}
+    found: list[Turn] = []
+    for index, request in enumerate(requests):
+        blocks = request.block_hashes
+        shared = 0
+        while shared < len(blocks) and blocks[shared] in holder:
+            shared += 1
+        parent = holder[blocks[shared - 1]] if shared > common_blocks else None
+        found.append(Turn(parent, shared, 1 if parent is None else found[parent].depth + 1))
+        for block in blocks:
+            holder[block] = index
+    return found
+
+
+def common_prefix(requests: Sequence[Request]) -> int:
+    """Number of head blocks that at least 95 % of the requests share."""
+    with_blocks = [r.block_hashes for r in requests if r.block_hashes]
+    depth = 0
+    while with_blocks:
+        at_depth = [blocks[depth] for blocks in with_blocks if len(blocks) > depth]
+        _, counts = np.unique(np.array(at_depth, dtype=object), return_counts=True) if at_depth else (0, [0])
+        if max(counts) < 0.95 * len(with_blocks):
+            break
+        depth += 1
+    return depth
+
+
+def fit(
+    requests: Sequence[Request], found: Sequence[Turn], common_blocks: int, block_tokens: int
+) -> Sessions:
+    """Parameters of the conversations in a trace.
+
+    Raises:
+        WorkloadError: when nothing in the trace continues anything.
+    """
+    later = [(requests[i], turn) for i, turn in enumerate(found) if turn.parent is not None]
+    if not later:
+        raise WorkloadError("no request continues another: there are no sessions to fit")
+    think, whole, kept, added, branch = [], 0, [0.5], [1], [1]
+    for request, turn in later:
+        parent = requests[turn.parent or 0]
+        think.append(max(request.arrival_s - parent.arrival_s, 1e-3))
+        fresh = max(request.input_tokens - turn.shared_blocks * block_tokens, 1)
+        if turn.shared_blocks >= len(parent.block_hashes) - 1:
+            whole += 1
+            added.append(fresh)
+        else:
+            kept.append(turn.shared_blocks / len(parent.block_hashes))
+            branch.append(fresh)
+    return Sessions(
+        common_blocks=common_blocks,
+        continues=tuple(_continuation(requests, found, patience_s=float(np.quantile(think, 0.95)))),
+        keeps_all=round(whole / len(later), 4),
+        kept_share=tuple(lengths.quantile_table(kept[1:] or kept)),
+        think_s=tuple(lengths.quantile_table(think)),
+        added_tokens=tuple(lengths.quantile_table(added[1:] or added)),
+        branch_tokens=tuple(lengths.quantile_table(branch[1:] or branch)),
+        output_tokens=tuple(lengths.quantile_table([request.output_tokens for request, _ in later])),
+    )
+
+
+def _continuation(requests: Sequence[Request], found: Sequence[Turn], patience_s: float) -> list[float]:
+    """Share of the turns at each depth that were continued, up to the depth where they become few.
+
+    Only turns that came `patience_s` before the end count: what follows the others is cut off.
+    """
+    last_s = requests[-1].arrival_s - patience_s
+    early = max(1, sum(request.arrival_s <= last_s for request in requests))
+    reached = np.bincount([turn.depth for turn in found[:early]])
+    continued = {turn.parent for turn in found if turn.parent is not None and turn.parent < early}
+    parents = np.bincount([found[i].depth for i in continued], minlength=len(reached))
+    shares: list[float] = []
+    for depth in range(1, len(reached)):
+        if reached[depth] < 30 and shares:
+            deep_reached, deep_parents = reached[depth:].sum(), parents[depth:].sum()
+            shares.append(round(float(deep_parents / deep_reached), 4))
+            break
+        shares.append(round(float(parents[depth] / reached[depth]), 4))
+    return shares
+
+
+def generate(
+    rng: np.random.Generator,
+    stream: Stream,
+    starts_s: Sequence[float],
+    *,
+    model: str,
+    block_tokens: int,
+    end_s: float,
+    longest_tokens: int,
+) -> list[Request]:
+    """All requests before `end_s` of the conversations that start at `starts_s`; ids are not in order."""
+    sessions = stream.sessions
+    if sessions is None:
+        raise WorkloadError(f"stream {stream.name} has no sessions")
+    inputs, outputs = lengths.sample_pairs(
+        rng, stream.input_tokens, stream.output_tokens, stream.rank_correlation, len(starts_s)
+    )
+    common = tuple(range(sessions.common_blocks))
+    fresh = len(common)
+    requests: list[Request] = []
+    for start_s, first_input, first_output in zip(starts_s, inputs.tolist(), outputs.tolist(), strict=True):
+        time_s, tokens, output, blocks = float(start_s), first_input, first_output, common
+        for depth in range(1, MAX_TURNS):
+            count = -(-tokens // block_tokens)
+            new = max(0, count - len(blocks))
+            blocks = (*blocks[:count], *range(fresh, fresh + new))
+            fresh += new
+            requests.append(Request(len(requests), time_s, model, tokens, output, blocks))
+            go_on = sessions.continues[min(depth, len(sessions.continues)) - 1]
+            if rng.random() >= go_on:
+                break
+            time_s += _draw(rng, sessions.think_s)
+            if time_s >= end_s:
+                break
+            tokens, kept = _next_prompt(rng, sessions, tokens, len(blocks), block_tokens)
+            if tokens > longest_tokens:
+                break
+            blocks = blocks[:kept]
+            output = max(1, round(_draw(rng, sessions.output_tokens)))
+    return requests
+
+
+def _next_prompt(
+    rng: np.random.Generator, sessions: Sessions, tokens: int, blocks: int, block_tokens: int
+) -> tuple[int, int]:
+    """(prompt tokens, blocks kept) of the turn after one of `tokens` tokens."""
+    if rng.random() < sessions.keeps_all:
+        kept, table = tokens // block_tokens, sessions.added_tokens
+    else:
+        kept, table = int(_draw(rng, sessions.kept_share) * blocks), sessions.branch_tokens
+    kept = max(kept, min(sessions.common_blocks, blocks))
+    return kept * block_tokens + max(1, round(_draw(rng, table))), kept
+
+
+def _draw(rng: np.random.Generator, table: Sequence[float]) -> float:
+    return float(lengths.at(table, np.array(rng.random())))

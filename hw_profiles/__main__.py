@@ -1,0 +1,5 @@
+"""`python -m hw_profiles`."""
+
+from hw_profiles.cli import app
+
+app(prog_name="profiles")

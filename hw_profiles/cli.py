@@ -1,0 +1,173 @@
+"""`autopoiesis profiles`: look at hardware, model and cluster profiles, check them, fit the model's speed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hw_profiles.errors import ProfileError
+from hw_profiles.loader import Shelf, load_cluster, load_model, packaged, problems_in, profile_file, shown
+from hw_profiles.schema import ModelSpec, Profile
+from hw_profiles.topology import Topology
+from hw_profiles.yamlfile import suggestion
+
+app = typer.Typer(help="What hardware exists, and how fast it is.", no_args_is_help=True)
+if find_spec("hw_profiles.performance.cli") is not None:
+    from hw_profiles.performance.cli import calibrate
+
+    app.command()(calibrate)
+
+
+class Kind(StrEnum):
+    """What there are profiles of."""
+
+    DEVICES = "devices"
+    LINKS = "links"
+    NODES = "nodes"
+    CLUSTERS = "clusters"
+    MODELS = "models"
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """A ProfileError, or a file that cannot be written, as one line on stderr and exit code 2."""
+    try:
+        yield
+    except (ProfileError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+@app.command("list")
+def list_(
+    kinds: Annotated[list[Kind] | None, typer.Argument(help="All five when none is named.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tables of the packaged devices, links, node shapes, clusters and models."""
+    from hw_profiles import show  # noqa: PLC0415 - rich's tables, not needed for --json
+
+    wanted = list(dict.fromkeys(kinds or list(Kind)))
+    with refusing():
+        shelf_of = _shelves()
+        if as_json:
+            listed = {kind.value: [_plain(p) for p in shelf_of[kind].all()] for kind in wanted}
+            typer.echo(json.dumps(listed, indent=2))
+            return
+        catalogue = packaged()
+        tables = {
+            Kind.DEVICES: lambda: show.devices_table(catalogue.devices.all()),
+            Kind.LINKS: lambda: show.links_table(catalogue.links.all()),
+            Kind.NODES: lambda: show.nodes_table(catalogue.nodes.all()),
+            Kind.CLUSTERS: lambda: show.clusters_table(map(load_cluster, catalogue.clusters.names())),
+            Kind.MODELS: lambda: show.models_table(catalogue.models.all()),
+        }
+        console = Console()
+        for kind in wanted:
+            console.print(tables[kind]())
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Any profile by name or alias, or a YAML file.")],
+    as_json: Json = False,
+    svg: Annotated[Path | None, typer.Option(help="Draw a cluster into this file.")] = None,
+) -> None:
+    """One profile with the source of each figure; a cluster as a tree, with --svg as a picture."""
+    from hw_profiles import show as view  # noqa: PLC0415 - rich's tables, not needed for --json
+
+    with refusing():
+        found = _any_profile(name)
+        if svg is not None:
+            if not isinstance(found, Topology):
+                raise ProfileError(f"--svg draws clusters, and '{found.name}' is none")
+            from hw_profiles.svg import draw  # noqa: PLC0415
+
+            svg.write_text(draw(found), encoding="utf-8")
+        if as_json:
+            typer.echo(json.dumps(_plain(found), indent=2))
+        elif svg is not None:
+            typer.echo(f"drawn: {svg}")
+        elif isinstance(found, Topology):
+            Console().print(view.cluster_view(found))
+        else:
+            Console().print(view.profile_view(found))
+
+
+@app.command()
+def validate(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="The packaged profiles when none is given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check profile files; a line for each problem, exit code 2 when there is one."""
+    paths = files or packaged().files()
+    problems = [problem for path in paths for problem in problems_in(path)]
+    if as_json:
+        listed = [{"file": p.file, "line": p.line, "message": p.message} for p in problems]
+        typer.echo(json.dumps({"files": [shown(p) for p in paths], "problems": listed}, indent=2))
+    else:
+        for problem in problems:
+            typer.echo(str(problem), err=True)
+    if problems:
+        raise typer.Exit(2)
+    if not as_json:
+        typer.echo(f"{len(paths)} profile{'s' if len(paths) != 1 else ''}, no problem")
+
+
+def _shelves() -> dict[Kind, Shelf[Any]]:
+    catalogue = packaged()
+    return {kind: getattr(catalogue, kind.value) for kind in Kind}
+
+
+def _any_profile(name: str) -> Profile | Topology:
+    """Whatever is called so; clusters come as topologies.
+
+    Raises:
+        ProfileError: nothing is.
+    """
+    if name.endswith((".yaml", ".yml")):
+        profile = profile_file(Path(name))
+        return load_cluster(name) if profile.kind == "cluster" else profile
+    if "@" in name:
+        return load_model(name)
+    known: list[str] = []
+    for kind, shelf in _shelves().items():
+        known += shelf.names()
+        if shelf.has(name):
+            return load_cluster(name) if kind is Kind.CLUSTERS else shelf.get(name)
+    hint = suggestion(name, known) or " (`profiles list` shows what there is)"
+    raise ProfileError(f"no profile is called '{name}'{hint}")
+
+
+def _plain(found: Profile | Topology) -> dict[str, Any]:
+    """For JSON: the profile as its file says, with what is derived from it."""
+    profile = found.profile if isinstance(found, Topology) else found
+    result: dict[str, Any] = {"kind": profile.kind, **profile.model_dump(by_alias=True, exclude_none=True)}
+    if isinstance(profile, ModelSpec):
+        for derived in ("parameters", "active_parameters", "weight_bytes", "kv_bytes_per_token"):
+            result[derived] = getattr(profile, derived)
+    if isinstance(found, Topology):
+        result["devices"] = [
+            {
+                "id": device.id,
+                "kind": device.kind,
+                "node": device.node,
+                "spot": device.spot,
+                "usd_per_hour": device.usd_per_hour,
+            }
+            for device in found.devices.values()
+        ]
+        result["links"] = [{"between": [a, b], **data} for a, b, data in found.graph.edges(data=True)]
+    return result

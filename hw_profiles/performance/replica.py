@@ -1,0 +1,270 @@
+"""One replica's speed, as the simulator's inner loop asks for it: plain floats, everything cached.
+
+Iteration = dense(tokens) + head(sequences) + decode attention(n, kv) + sum of prefill attention(chunk,
+context) + engine overhead. For a fixed number of decoding sequences the time is piecewise linear in the
+total context, so that a simulator can leap over decode steps in closed form and land where stepping lands.
+
+Pipeline parallelism: the batch is split evenly into `pp` micro-batches that follow each other through the
+stages, so an iteration (one token for each sequence) takes `pp` times the slowest stage on a `pp`-th of the
+batch, plus the transfers between stages (the steady state of a pipeline with as many batches in flight as it
+has stages, as vLLM schedules it).
+
+Data parallelism in lock step (`dp` > 1, mixture-of-experts models with the experts spread over the ranks):
+sequences are spread evenly over the ranks, prompt chunks go to the rank with fewest tokens so far, and all
+wait for the slowest, since they meet in every layer's expert exchange. The experts see the mean of the ranks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from hw_profiles.performance.capacity import InfeasibleError
+from hw_profiles.performance.coefficients import EngineFit
+from hw_profiles.performance.operators import QUERY_BLOCK_TOKENS, StageOperators
+
+__all__ = ["InfeasibleError", "ReplicaPerformance"]
+
+KV_KNOTS = tuple(float(base << i) for i in range(4, 26) for base in (2, 3))
+"""Total context at which decode attention is evaluated; between them it is linear."""
+CONTEXT_KNOTS = (0, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
+Segments = tuple[list[float], list[float], list[float]]
+"""(upper ends, base_s, slope_s_per_token) of the pieces of a piecewise linear function."""
+
+
+class ReplicaPerformance:
+    """Timing and capacity of one replica. Build it with `PerformanceModel.replica`."""
+
+    __slots__ = (
+        "_decode",
+        "_dense",
+        "_dense_knots",
+        "_dp",
+        "_engine",
+        "_expert_knots",
+        "_experts",
+        "_has_experts",
+        "_head",
+        "_idle_block_s",
+        "_launch_s",
+        "_mixed",
+        "_overhead",
+        "_pp",
+        "_prefill",
+        "_stages",
+        "_transfer_s",
+        "busy_watts",
+        "first_token_s",
+        "idle_watts",
+        "kv_bytes_per_token",
+        "kv_capacity_tokens",
+        "start_s",
+    )
+
+    def __init__(
+        self,
+        stages: Sequence[StageOperators],
+        *,
+        pp: int,
+        dp: int = 1,
+        engine: EngineFit,
+        overhead_factor: float,
+        transfer_s: Callable[[int], float],
+        kv_capacity_tokens: int,
+        kv_bytes_per_token: int,
+        start_s: float,
+        busy_watts: float,
+        idle_watts: float,
+    ) -> None:
+        self._stages = tuple(stages)
+        self._pp = pp
+        self._dp = dp
+        self._engine = engine
+        self._overhead = overhead_factor
+        self._transfer_s = transfer_s
+        self.kv_capacity_tokens = kv_capacity_tokens
+        self.kv_bytes_per_token = kv_bytes_per_token
+        self.start_s = start_s
+        self.busy_watts = busy_watts
+        self.idle_watts = idle_watts
+        self.first_token_s = engine.first_token_s * overhead_factor
+        self._dense: dict[int, float] = {}
+        self._dense_knots: dict[int, float] = {}
+        self._experts: dict[int, float] = {}
+        self._expert_knots: dict[int, float] = {}
+        self._head: dict[int, float] = {}
+        self._decode: dict[int, Segments] = {}
+        self._mixed: dict[int, Segments] = {}
+        self._prefill: dict[int, Segments] = {}
+        self._has_experts = any(stage.experts_s(1) > 0.0 for stage in self._stages)
+        self._launch_s = max(stage.attention_launch_s for stage in self._stages)
+        self._idle_block_s = max(stage.idle_block_s for stage in self._stages)
+
+    def iteration_s(
+        self, n_decode: int, kv_decode_tokens: int, chunks: Sequence[tuple[int, int]] = ()
+    ) -> float:
+        """One engine iteration, in seconds.
+
+        `n_decode` sequences with contexts that sum to `kv_decode_tokens`, and prompt chunks as
+        (chunk_tokens, context_tokens before the chunk). 0.0 for an empty batch.
+        """
+        if not chunks:
+            if n_decode <= 0:
+                return 0.0
+            ends, bases, slopes = self._decode.get(n_decode) or self._decode_pieces(n_decode)
+            i = bisect_right(ends, kv_decode_tokens)
+            return bases[i] + slopes[i] * kv_decode_tokens
+        if self._dp > 1:
+            return self._lockstep_s(n_decode, kv_decode_tokens, chunks)
+        tokens = n_decode + sum([chunk for chunk, _ in chunks])
+        attention_s = self._prompts_s(chunks)
+        if n_decode > 0:
+            attention_s += self._beside_s(n_decode, kv_decode_tokens, chunks)
+        return attention_s + self._fixed_s(tokens, tokens, n_decode + len(chunks))
+
+    def decode_segment(self, n_decode: int, kv_decode_tokens: int) -> tuple[float, float, float]:
+        """(base_s, slope_s_per_token, kv_end): pure decode costs base + slope * kv for kv in [now, kv_end)."""
+        ends, bases, slopes = self._decode.get(n_decode) or self._decode_pieces(n_decode)
+        i = bisect_right(ends, kv_decode_tokens)
+        return bases[i], slopes[i], ends[i]
+
+    def _lockstep_s(self, n_decode: int, kv_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
+        """An iteration with prompts on `dp` ranks: the slowest rank, and the experts on the mean."""
+        dp = self._dp
+        share, kv = -(-n_decode // dp), kv_tokens // dp
+        loads = [share] * dp
+        dealt: list[list[tuple[int, int]]] = [[] for _ in range(dp)]
+        for chunk, context in sorted(chunks, reverse=True):
+            rank = loads.index(min(loads))
+            loads[rank] += chunk
+            dealt[rank].append((chunk, context))
+        mean = -(-sum(loads) // dp)
+        slowest_s = 0.0
+        for load, own in zip(loads, dealt, strict=True):
+            attention_s = self._prompts_s(own) if own else 0.0
+            if share > 0:
+                attention_s += self._beside_s(share, kv, own)
+            rank_s = attention_s + self._fixed_s(load, mean, share + len(own))
+            slowest_s = max(slowest_s, rank_s)
+        return slowest_s
+
+    def _prompts_s(self, chunks: Sequence[tuple[int, int]]) -> float:
+        """Attention of prompt chunks, in one launch."""
+        attention_s = self._launch_s
+        for chunk, context in chunks:
+            ends, bases, slopes = self._prefill.get(chunk) or self._prefill_pieces(chunk)
+            i = bisect_right(ends, context)
+            attention_s += bases[i] + slopes[i] * context
+        return attention_s
+
+    def _beside_s(self, n: int, kv_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
+        """Attention of `n` decoding sequences in a batch with prompt chunks, whose launch is paid already."""
+        ends, bases, slopes = self._mixed.get(n) or self._mixed_pieces(n)
+        i = bisect_right(ends, kv_tokens)
+        longest = max([chunk for chunk, _ in chunks], default=0)
+        idle_s = self._idle_block_s * n * (longest // QUERY_BLOCK_TOKENS)
+        return bases[i] + slopes[i] * kv_tokens + idle_s
+
+    def decode_step_s(self, n: int, kv: int) -> float:
+        """One pure decode iteration of `n` sequences with `kv` tokens of context in total."""
+        return self.iteration_s(n, kv)
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Rate of prompts alone, in full chunks of 2048 tokens."""
+        return 2048.0 / self.iteration_s(0, 0, ((2048, 0),))
+
+    def _fixed_s(self, tokens: int, expert_tokens: int, sequences: int) -> float:
+        """What does not depend on the context: dense layers, experts, head, engine overhead, transfers."""
+        dense_s = self._dense.get(tokens)
+        if dense_s is None:
+            dense_s = self._dense[tokens] = _interpolated(self._dense_at, tokens)
+        head_s = self._head.get(sequences)
+        if head_s is None:
+            head_s = self._head[sequences] = self._head_and_overhead(sequences)
+        if not self._has_experts:
+            return dense_s + head_s
+        experts_s = self._experts.get(expert_tokens)
+        if experts_s is None:
+            experts_s = self._experts[expert_tokens] = _interpolated(self._experts_at, expert_tokens)
+        return dense_s + experts_s + head_s
+
+    def _head_and_overhead(self, sequences: int) -> float:
+        share = -(-sequences // self._pp)
+        overhead_s = self._engine.base_s + self._engine.per_sequence_s * share
+        head_s = max(stage.head_s(share) for stage in self._stages)
+        # The head runs on the last stage only, yet it holds up every micro-batch there.
+        return self._pp * (head_s + overhead_s * self._overhead)
+
+    def _dense_at(self, tokens: int) -> float:
+        found = self._dense_knots.get(tokens)
+        if found is None:
+            share = -(-tokens // self._pp)
+            found = max(stage.dense_s(share) for stage in self._stages) + self._transfer_s(share)
+            found = self._dense_knots[tokens] = self._pp * found
+        return found
+
+    def _experts_at(self, tokens: int) -> float:
+        found = self._expert_knots.get(tokens)
+        if found is None:
+            share = -(-tokens // self._pp)
+            found = self._pp * max(stage.experts_s(share) for stage in self._stages)
+            self._expert_knots[tokens] = found
+        return found
+
+    def _decode_pieces(self, n: int) -> Segments:
+        """Pure decode of `n` sequences in all: a whole iteration, by total context."""
+        dp = self._dp
+        share = -(-n // dp)
+        ends, bases, slopes = self._attention_pieces(share, self._fixed_s(share, share, share), mixed=False)
+        if dp > 1:
+            ends, slopes = [end * dp for end in ends], [slope / dp for slope in slopes]
+        pieces = self._decode[n] = (ends, bases, slopes)
+        return pieces
+
+    def _mixed_pieces(self, n: int) -> Segments:
+        """Attention of `n` decoding sequences of one rank beside prompt chunks, whose launch is paid."""
+        pieces = self._mixed[n] = self._attention_pieces(n, -self._launch_s, mixed=True)
+        return pieces
+
+    def _attention_pieces(self, n: int, offset_s: float, *, mixed: bool) -> Segments:
+        share, pp = -(-n // self._pp), self._pp
+        knots = [float(n), *(kv for kv in KV_KNOTS if kv > n)]
+
+        def attention_s(kv: float) -> float:
+            return pp * max(stage.decode_attention_s(share, kv / pp, mixed=mixed) for stage in self._stages)
+
+        return _pieces(knots, [attention_s(kv) for kv in knots], offset_s)
+
+    def _prefill_pieces(self, chunk: int) -> Segments:
+        """Attention of one prompt chunk, by the context before it."""
+        # Micro-batches split the chunk's tokens: together they attend to as many pairs as one would.
+        knots = [float(context) for context in CONTEXT_KNOTS]
+        values = [max(stage.prefill_attention_s(chunk, int(c)) for stage in self._stages) for c in knots]
+        pieces = _pieces(knots, values, -self._launch_s)
+        self._prefill[chunk] = pieces
+        return pieces
+
+
+def _interpolated(at: Callable[[int], float], tokens: int) -> float:
+    """Exact to 64 tokens, then linear between 32 to 64 knots an octave: few enough to fill quickly."""
+    step = 1 if tokens <= 64 else 1 << (tokens.bit_length() - 6)
+    low = tokens - tokens % step
+    low_s = at(low)
+    if low == tokens:
+        return low_s
+    return low_s + (at(low + step) - low_s) * (tokens - low) / step
+
+
+def _pieces(knots: Sequence[float], values: Sequence[float], offset: float) -> Segments:
+    """Linear pieces through (knots, values + offset), continued straight beyond both ends."""
+    ends: list[float] = []
+    bases: list[float] = []
+    slopes: list[float] = []
+    for i in range(len(knots) - 1):
+        slope = (values[i + 1] - values[i]) / (knots[i + 1] - knots[i])
+        slopes.append(slope)
+        bases.append(values[i] - slope * knots[i] + offset)
+        ends.append(knots[i + 1])
+    ends[-1] = float("inf")
+    return ends, bases, slopes

@@ -1,0 +1,5 @@
+"""`python -m physical`."""
+
+from physical.cli import app
+
+app(prog_name="physical")

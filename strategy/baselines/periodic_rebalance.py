@@ -1,0 +1,79 @@
+"""Reschedules every few windows; routes to the replica with the most room left (its freeness).
+
+After Llumnix (Sun et al. 2024): a replica's virtual usage is the KV cache that its running requests hold
+plus what its queue will need, and freeness is the room that remains, per second of its speed. Every few
+windows the layout is reconsidered, and requests that have not started are dealt out anew (the data plane
+routes them again at each applied plan), which is how this one migrates.
+"""
+
+from strategy.policy_api import (
+    Memo,
+    Observation,
+    Plan,
+    ReplicaView,
+    RequestView,
+    Sequence,
+    differs,
+    fill,
+    first_come,
+    keep,
+    loads,
+    plan_serving_s,
+    reconfiguration_s,
+)
+
+MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
+MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
+CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
+PERIOD_WINDOWS = 3  # 1 to 16: windows between two reschedulings
+MARGIN = 1.5  # 1 to 10: a new layout must save this many times what the change costs, until the next one
+FULL = 0.9  # 0.5 to 1: KV use above which a replica counts as full
+
+
+def should_replan(obs: Observation, memo: Memo) -> bool:
+    """Every few windows, and at once when a replica was lost or devices came free."""
+    return obs.ticks_since_replan >= PERIOD_WINDOWS or differs(obs.plan, _filled(obs))
+
+
+def plan(obs: Observation, budget_s: float, memo: Memo) -> Plan:
+    """The layout for the present load when it pays for the change, else what serves, with holes filled."""
+    expected = loads(obs)
+    filled = _filled(obs)
+    fresh = Plan(
+        fill(obs, expected, (), MAX_NUM_SEQS, MAX_BATCHED_TOKENS, concurrency=CONCURRENCY),
+        "layout for the present load",
+    )
+    saved_s = plan_serving_s(obs, filled.replicas, expected) - plan_serving_s(obs, fresh.replicas, expected)
+    cost_s = reconfiguration_s(obs, fresh) - reconfiguration_s(obs, filled)
+    return fresh if saved_s * PERIOD_WINDOWS > MARGIN * max(cost_s, 0.0) else filled
+
+
+def _filled(obs: Observation) -> Plan:
+    specs = fill(obs, loads(obs), keep(obs), MAX_NUM_SEQS, MAX_BATCHED_TOKENS, concurrency=CONCURRENCY)
+    return Plan(specs, "keep what serves, deal waiting requests out anew")
+
+
+def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
+    """The highest freeness: room for KV per second of work; when none has room, the least virtual usage."""
+    need = request.input_tokens + request.predicted_output_tokens
+    best, best_freeness = 0, float("-inf")
+    for index, r in enumerate(replicas):
+        capacity = r.kv_capacity_tokens
+        if capacity <= need:
+            continue
+        virtual = r.kv_tokens + r.waiting_tokens + r.outstanding_tokens + need
+        room = FULL * capacity - virtual
+        pace = r.decode_tokens_per_s or 1e-9
+        # with room: how much, at its pace; without: how many seconds until what is too much has gone
+        if room > 0 and r.ready_in_s <= 0:
+            freeness = room / capacity * pace
+        else:
+            freeness = min(room, 0.0) / pace - r.ready_in_s
+        if freeness > best_freeness:
+            best, best_freeness = index, freeness
+    return best
+
+
+def priority(request: RequestView, replica: ReplicaView, memo: Memo) -> float:
+    """First come, first served within a tier."""
+    return first_come(request)

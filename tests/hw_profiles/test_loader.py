@@ -1,0 +1,121 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hw_profiles import (
+    ProfileError,
+    list_clusters,
+    list_devices,
+    list_models,
+    load_cluster,
+    load_device,
+    load_model,
+)
+
+from .conftest import CLUSTER, DEVICE, NODE
+
+Write = Callable[..., Path]
+
+
+def test_everything_promised_is_there() -> None:
+    assert set(list_devices()) >= {
+        "h100-sxm", "h200", "b200", "a100-sxm-40", "a100-sxm-80", "l40s", "l4", "a10g", "t4", "v100",
+        "rtx-4090", "rtx-pro-6000", "mi300x", "cpu-socket", "ecp5-25k", "ecp5-45k",
+    }  # fmt: skip
+    assert set(list_clusters()) >= {"homogeneous-h100-32", "mixed-64", "elastic-a100", "laptop-2"}
+    assert set(list_models()) >= {
+        "llama-2-7b", "llama-2-70b", "llama-3.1-8b", "llama-3.1-70b", "qwen3-32b", "qwen3-30b-a3b",
+        "tiny-llama-4m",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+        ("meta-llama/Meta-Llama-3.1-70B-Instruct", "llama-3.1-70b"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b"),
+        ("LLAMA-2-7B", "llama-2-7b"),
+    ],
+)
+def test_models_answer_to_their_repository_name(alias: str, name: str) -> None:
+    assert load_model(alias) is load_model(name)
+
+
+def test_device_aliases() -> None:
+    assert load_device("H100") is load_device("h100-sxm")
+    assert load_device("a100-80").name == "a100-sxm-80"
+
+
+def test_aliases_are_unique() -> None:
+    for names, load in ((list_models(), load_model), (list_devices(), load_device)):
+        seen = [alias.lower() for name in names for alias in load(name).aliases] + names
+        assert sorted(seen) == sorted(set(seen))
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "message"),
+    [
+        (load_model, "llama-3.1-80b", "unknown model 'llama-3.1-80b' (did you mean 'llama-3.1-8b'?)"),
+        (load_device, "zx81", "unknown device 'zx81' (known: a100-sxm-40,"),
+        (load_cluster, "mixed64", "unknown cluster 'mixed64' (did you mean 'mixed-64'?)"),
+        (load_cluster, "nowhere.yaml", "nowhere.yaml: cannot be read: No such file or directory"),
+        (load_model, "", "unknown model ''"),
+        (load_model, "../models/llama-2-7b", "unknown model '../models/llama-2-7b'"),
+    ],
+)
+def test_unknown_name_is_refused_with_a_hint(load: Callable[[str], object], name: str, message: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load(name)
+    assert message in str(caught.value)
+
+
+def test_users_cluster_finds_its_own_parts_and_the_packaged_ones(write: Write) -> None:
+    write("devices/toy.yaml", DEVICE)
+    write(
+        "nodes/toy-x2.yaml",
+        NODE,
+        ("  - {device: toy, count: 2}", "  - {device: plaything, count: 1}\n  - {device: l4, count: 1}"),
+    )
+    topology = load_cluster(str(write("toys.yaml", CLUSTER)))
+    assert [(d.id, d.kind) for d in topology.devices.values()] == [
+        ("a-0/gpu0", "toy"), ("a-0/gpu1", "l4"), ("a-1/gpu0", "toy"), ("a-1/gpu1", "l4"),
+    ]  # fmt: skip
+    with pytest.raises(ProfileError, match="unknown device 'toy'"):
+        load_device("toy")
+
+
+def test_mistake_in_a_part_names_the_part(write: Write) -> None:
+    write("nodes/toy-x2.yaml", NODE)
+    device = write("devices/toy.yaml", DEVICE, ("vendor:", "vendr:"))
+    cluster = write("clusters/toys.yaml", CLUSTER)
+    with pytest.raises(ProfileError) as caught:
+        load_cluster(str(cluster))
+    assert f"{device}:6: unknown key 'vendr' (did you mean 'vendor'?)" in map(str, caught.value.problems)
+
+
+def test_file_name_and_name_must_agree(write: Write) -> None:
+    write("devices/top.yaml", DEVICE)
+    write("nodes/toy-x2.yaml", NODE, ("device: toy", "device: top"))
+    with pytest.raises(ProfileError, match=r"top\.yaml:2: name 'toy' differs from the file name 'top'"):
+        load_cluster(str(write("clusters/toys.yaml", CLUSTER)))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[1, 2]", b"just text", b"\xff\xfe\x00", b"a: &x [*x]", b"<<: {a: 1}"]
+)
+def test_files_that_are_no_profile_at_all(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError) as caught:
+        load_model(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_import_is_cheap() -> None:
+    heavy = "import hw_profiles, sys; print([m for m in ('networkx', 'pydantic', 'yaml', 'numpy') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,135 @@
+"""Trusted entry points in locked processes, one and many."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loop.contracts import PolicyCrashed, PolicyError, PolicyTimeout
+from strategy.evolve.sandbox import PolicyRaisedError, PoolJob, SandboxedWorker, WorkerPool
+from strategy.evolve.worker.lockdown import NotLockedError
+from strategy.evolve.worker.untrusted import load_untrusted
+from tests.strategy.evolve.hostile import policy
+
+SCORE = "tests.strategy.evolve.entries:score"
+MISBEHAVE = "tests.strategy.evolve.entries:misbehave"
+
+
+def test_foreign_code_is_refused_outside_a_worker() -> None:
+    with pytest.raises(NotLockedError):
+        load_untrusted(policy().source)
+
+
+def test_data_is_loaded_before_the_lockdown_and_candidates_after(tmp_path: Path) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("four", encoding="utf-8")
+    with SandboxedWorker(SCORE, str(data).encode()) as worker:
+        good = policy(priority="return float(len(request))").source.encode()
+        assert json.loads(worker.call(good, 5.0)) == {"value": 4.0}
+        spy = policy(priority=f"return len(os.listdir({str(tmp_path)!r}))").source.encode()
+        with pytest.raises(PolicyRaisedError, match="PermissionError"):
+            worker.call(spy, 5.0)
+        assert json.loads(worker.call(good, 5.0)) == {"value": 4.0}
+        assert {"rlimits", "no_new_privs"} <= set(worker.layers)
+
+
+def test_a_worker_is_killed_and_replaced() -> None:
+    with SandboxedWorker(MISBEHAVE, b">") as worker:
+        assert worker.call(b"a", 5.0) == b">a"
+        with pytest.raises(PolicyTimeout):
+            worker.call(b"hang", 0.2)
+        with pytest.raises(PolicyCrashed, match="exit code 7"):
+            worker.call(b"die", 5.0)
+        with pytest.raises(PolicyError, match="ValueError: told to"):
+            worker.call(b"raise", 5.0)
+        big = bytes(2_000_000)
+        assert worker.call(big, 5.0) == b">" + big
+        assert worker.kills == 2
+
+
+def test_an_entry_that_cannot_start_says_why() -> None:
+    with (
+        SandboxedWorker("tests.strategy.evolve.entries:broken", b"nowhere") as worker,
+        pytest.raises(PolicyError, match="FileNotFoundError: no data at nowhere"),
+    ):
+        worker.call(b"", 5.0)
+    with (
+        WorkerPool(1, "tests.strategy.evolve.entries:broken", b"nowhere") as pool,
+        pytest.raises(PolicyError, match="no data at nowhere"),
+    ):
+        list(pool.run([PoolJob(b"", 5.0)]))
+
+
+def test_a_pool_answers_every_job_once() -> None:
+    payloads = [b"a", b"hang", b"b", b"die", b"raise", b"c", b"d"]
+    with WorkerPool(2, MISBEHAVE, b">") as pool:
+        done = dict(pool.run([PoolJob(p, 0.4) for p in payloads]))
+        assert sorted(done) == list(range(len(payloads)))
+        kinds = {payloads[i].decode(): type(v) for i, v in done.items()}
+        assert kinds["hang"] is PolicyTimeout
+        assert kinds["die"] is PolicyCrashed
+        assert kinds["raise"] is PolicyRaisedError
+        assert [done[i] for i in (0, 2, 5, 6)] == [b">a", b">b", b">c", b">d"]
+        assert pool.kills == 2
+        assert dict(pool.run([PoolJob(b"again", 5.0)])) == {0: b">again"}
+        assert "rlimits" in pool.layers
+
+
+def test_a_pool_works_in_parallel() -> None:
+    with WorkerPool(2, MISBEHAVE) as pool:
+        list(pool.run([PoolJob(b"x", 5.0)] * 4))  # both have started
+        began = time.monotonic()
+        pids = {seat.worker.pid for seat in pool._seats}
+        answers = list(pool.run([PoolJob(b"busy0.3", 5.0)] * 2))
+        assert len(answers) == 2
+        assert time.monotonic() - began < 0.55
+        assert {seat.worker.pid for seat in pool._seats} == pids
+
+
+def test_leaving_a_run_early_abandons_its_jobs() -> None:
+    with WorkerPool(2, MISBEHAVE, b">") as pool:
+        for _index, answer in pool.run([PoolJob(b"quick", 5.0), PoolJob(b"hang", 60.0)]):
+            assert answer == b">quick"
+            break
+        assert dict(pool.run([PoolJob(b"next", 5.0)] * 2)) == {0: b">next", 1: b">next"}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_no_orphans(tmp_path: Path, how: signal.Signals) -> None:
+    program = (
+        "from strategy.evolve.sandbox import WorkerPool, PoolJob\n"
+        f"pool = WorkerPool(1, {MISBEHAVE!r})\n"
+        "list(pool.run([PoolJob(b'x', 9.0)]))\n"
+        "print(pool._seats[0].worker.pid, flush=True)\n"
+        "list(pool.run([PoolJob(b'hang', 60.0)]))\n"
+    )
+    root = Path(__file__).parents[3]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.send_signal(how)
+    parent.wait(timeout=10)
+    parent.stdout.close()
+    for _ in range(200):
+        if not _alive(worker):
+            return
+        time.sleep(0.02)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived its parent")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
