@@ -63,8 +63,8 @@ class PolicySourcePort(Protocol):
 
 
 def cpu_seconds() -> float:
-    """The default clock for solve time: CPU time of this process and of the children it waited for."""
-    return time.process_time()
+    """The default clock for solve time: CPU time of this thread; a remote policy adds its own."""
+    return time.thread_time()
 
 
 class Controller:
@@ -202,10 +202,10 @@ class Controller:
         served = {r.model for r in obs.plan.replicas if r.role is not Role.DECODE}
         kinds = {d.kind for d in obs.devices if d.available}
         forced = bool({o.model for o in obs.options if o.kind in kinds} - served)
-        began = self._solve_clock()
+        began = self._solve_clock() + self._guarded.solve_cpu_s
         replan = self._guarded.should_replan(obs, self._memo) or forced
         plan = self._guarded.plan(obs, self._config.budget_s, self._memo) if replan else obs.plan
-        took = self._solve_clock() - began
+        took = self._solve_clock() + self._guarded.solve_cpu_s - began
         quantum = self._config.solve_quantum_s
         solve_s = math.ceil(took / quantum) * quantum if replan else 0.0
         decision = Decision(

@@ -15,6 +15,7 @@ from loop.contracts import (
     Policy,
     PolicyFaults,
     PolicyTimeout,
+    RemotePolicy,
     ReplicaView,
     RequestView,
     Role,
@@ -64,6 +65,11 @@ class GuardedPolicy:
     def digest(self) -> str:
         """The guarded policy's."""
         return self._policy.digest
+
+    @property
+    def solve_cpu_s(self) -> float:
+        """CPU time that the policy's planning took in another process."""
+        return self._policy.solve_cpu_s if isinstance(self._policy, RemotePolicy) else 0.0
 
     @property
     def faults(self) -> PolicyFaults:

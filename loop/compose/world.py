@@ -31,12 +31,15 @@ class InfeasibleModelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A built world. `options` are always the nominal estimates: policies never see hidden parameters."""
+    """A built world. Policies never see its hidden parameters, only nominal estimates."""
 
     spec: WorldSpec
     topology: Topology
     models: dict[str, ModelSpec]
     performance: PerformanceModel
+    """The truth of this world."""
+    estimates: PerformanceModel
+    """What the platform believes: the nominal hardware. Replica views and `options` show nothing else."""
     options: tuple[DeploymentOption, ...]
 
     def twin(self, sink: RecordSink, *, block_tokens: int) -> Twin:
@@ -49,6 +52,7 @@ class World:
             seed=self.spec.seed,
             block_tokens=block_tokens,
             world=self.spec.parameters,
+            estimates=self.estimates,
         )
 
 
@@ -66,7 +70,7 @@ def build_world(spec: WorldSpec, options: tuple[DeploymentOption, ...] | None = 
         options = deployment_options(topology, tuple(models.values()), nominal)
     check_options(spec, options)
     performance = nominal if spec.perturbation is None else nominal.perturbed(spec.perturbation)
-    return World(spec, topology, models, performance, options)
+    return World(spec, topology, models, performance, nominal, options)
 
 
 def check_options(spec: WorldSpec, options: Sequence[DeploymentOption]) -> None:
@@ -87,4 +91,6 @@ def state_events(obs: Observation | None) -> tuple[ClusterEvent, ...]:
             events.append(ClusterEvent(0.0, EventKind.DOWN, d.id))
         if d.speed != 1.0:
             events.append(ClusterEvent(0.0, EventKind.SPEED, d.id, factor=d.speed))
+        if d.available and d.leaving_in_s is not None:
+            events.append(ClusterEvent(0.0, EventKind.PREEMPT, d.id, notice_s=d.leaving_in_s))
     return tuple(events)

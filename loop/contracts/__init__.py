@@ -28,6 +28,7 @@ from loop.contracts.ports import (
     PolicyFault,
     PolicyTimeout,
     RecordSink,
+    RemotePolicy,
     Synthesiser,
 )
 from loop.contracts.results import (
@@ -76,6 +77,7 @@ __all__ = [
     "Quantiles",
     "Reconfiguration",
     "RecordSink",
+    "RemotePolicy",
     "ReplayMode",
     "ReplicaKey",
     "ReplicaSpec",

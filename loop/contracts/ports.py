@@ -72,6 +72,15 @@ class BatchedPolicy(Policy, Protocol):
         """(index of the replica, priority in its queue)."""
 
 
+@runtime_checkable
+class RemotePolicy(Policy, Protocol):
+    """A policy that runs in another process, and says what its planning cost there."""
+
+    @property
+    def solve_cpu_s(self) -> float:
+        """CPU seconds spent in `should_replan` and `plan` since the start."""
+
+
 RecordSink = Callable[[RequestRecord], None]
 
 

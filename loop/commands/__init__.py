@@ -1,0 +1,1 @@
+"""The commands of `autopoiesis loop`, one module each."""

@@ -1,0 +1,44 @@
+"""Bad input ends a command with one line that names the thing, and exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from execution.workload import WorkloadError
+from hw_profiles import ProfileError
+from hw_profiles.performance import InfeasibleError
+from loop.compose.world import InfeasibleModelError
+from loop.journal import JournalError
+from strategy.policy import PolicyModuleError
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message names it and the way out."""
+
+
+_EXPECTED = (
+    InputError,
+    WorkloadError,
+    ProfileError,
+    InfeasibleError,
+    InfeasibleModelError,
+    JournalError,
+    PolicyModuleError,
+)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn expected errors into one line on stderr and exit code 2."""
+    try:
+        yield
+    except _EXPECTED as error:
+        text = " ".join(str(error).split())
+        Console(stderr=True, soft_wrap=True).print(
+            f"error: {text}", style="red", markup=False, highlight=False
+        )
+        raise typer.Exit(2) from None

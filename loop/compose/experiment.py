@@ -1,0 +1,420 @@
+"""An experiment: every baseline and the evolving system on the same windows of one judged world.
+
+The order is: baselines (in processes of their own), the evolving system with its evolution beside it, the
+searched rivals (tuned static, best of N random programs, each with as many evaluations as evolution had), and
+the oracle.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+from execution.twin import WorldParameters
+from hw_profiles.performance import Perturbation
+from loop.compose.evolving import Evolution, EvolutionConfig
+from loop.compose.jobs import JobSetup, OracleStep, Told, best_of, drain, run_policy, start_pool
+from loop.compose.objective import Objective
+from loop.compose.replay import ReplayConfig, Start, replay
+from loop.compose.scoring import FALLBACK, ScoringSetup
+from loop.compose.world import World, WorldSpec, build_world
+from loop.contracts import (
+    ClusterEvent,
+    Observation,
+    Plan,
+    PolicyFaults,
+    PolicySource,
+    ReplayMode,
+    Resources,
+    RunResult,
+    Slo,
+    Window,
+    WindowResult,
+    Workload,
+)
+from loop.controller import ControllerConfig
+from loop.journal import Journal
+from loop.perception import StatsCollector
+from loop.runner.results import (
+    ExperimentResult,
+    SystemKind,
+    SystemResult,
+    WindowInfo,
+)
+from loop.runner.table import Progress
+from strategy.baselines import load_baseline
+
+EVOLVING = "evolving"
+HIDDEN_SPREAD = 0.2
+EVOLUTION_SPREAD = 0.15
+EVOLUTION_WORLDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentConfig:
+    """What to compare, where, and how hard to try. Times in seconds."""
+
+    title: str
+    cluster: str
+    models: tuple[str, ...]
+    window_s: float
+    mode: ReplayMode = ReplayMode.BATCH
+    seed: int = 0
+    slo: Slo = field(default_factory=Slo)
+    objective: Objective = Objective.TIME
+    baselines: tuple[str, ...] = ()
+    users: tuple[PolicySource, ...] = ()
+    """Policies of the user's own: run in a sandbox, beside the baselines."""
+    first: str = FALLBACK
+    """The baseline that the evolving system begins with."""
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    workers: int = 2
+    """Processes for baselines and for scoring."""
+    searched: bool = True
+    """Also run tuned static and best of N random programs."""
+    oracle: bool = True
+    """Also run the per-window oracle (batch replay only)."""
+
+
+class Experiment:
+    """Runs one experiment; `progress` holds a row for each system and `status` says what goes on."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        workload: Workload,
+        windows: tuple[Window, ...],
+        out: Path,
+    ) -> None:
+        self.config = config
+        self.progress: dict[str, Progress] = {}
+        self.status = "building the world"
+        self._workload = workload
+        self._windows = windows
+        self._out = out
+        self.on_progress: Callable[[], None] = lambda: None
+        self._systems: list[SystemResult] = []
+        nominal = WorldSpec(config.cluster, config.models, seed=config.seed)
+        self._nominal = build_world(nominal)
+        self._judged_spec = judged_world(nominal, config.seed)
+        self._replay_config = ReplayConfig(
+            ControllerConfig(mode=config.mode), config.slo, config.window_s, workload.block_tokens
+        )
+
+    def run(self) -> ExperimentResult:
+        """Everything, in order. Safe to interrupt: workers end, and what was journaled stays."""
+        config = self.config
+        names = [*config.baselines, *(u.name for u in config.users)]
+        kinds = dict.fromkeys(config.baselines, SystemKind.BASELINE)
+        kinds |= {u.name: SystemKind.USER for u in config.users}
+        for name in names:
+            self._row(name, kinds[name])
+        self._row(EVOLVING, SystemKind.EVOLVING)
+        with ExitStack() as stack:
+            pool, queue = start_pool(self._job_setup(), config.workers)
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            evolution = stack.enter_context(self._evolution())
+            self.status = "baselines"
+            sources = {name: baseline_source(name) for name in config.baselines}
+            sources |= {u.name: u for u in config.users}
+            self._run_all(pool, queue, sources, kinds)
+            self.status = "the evolving system, with its evolution beside it"
+            self._evolve(evolution)
+            if config.searched:
+                self._search(pool, queue, evolution)
+            if config.oracle and config.mode is ReplayMode.BATCH:
+                self._oracle(pool, queue, evolution, sources)
+        return self._result(evolution)
+
+    def _job_setup(self) -> JobSetup:
+        return JobSetup(
+            self._judged_spec,
+            self._nominal.options,
+            self._replay_config,
+            self._windows,
+            self.config.objective,
+        )
+
+    def _evolution(self) -> Evolution:
+        nominal = self._nominal.spec
+        worlds = [nominal] + [
+            replace(nominal, perturbation=Perturbation(seed=1_000 + k, spread=EVOLUTION_SPREAD), seed=k)
+            for k in range(1, EVOLUTION_WORLDS + 1)
+        ]
+        setup = ScoringSetup(tuple(worlds), self._nominal.options, self._replay_config, self.config.objective)
+        return Evolution(
+            setup,
+            baseline_source(self.config.first),
+            self.config.evolution,
+            seed=self.config.seed,
+            workers=self.config.workers,
+            archive=self._out / "archive.sqlite",
+        )
+
+    def _run_all(
+        self,
+        pool: ProcessPoolExecutor,
+        queue: Queue[Told],
+        sources: dict[str, PolicySource],
+        kinds: dict[str, SystemKind],
+    ) -> None:
+        """Run policies side by side, showing how far each is."""
+        running: dict[Future[RunResult], str] = {
+            pool.submit(run_policy, name, source): name for name, source in sources.items()
+        }
+        pending = set(running)
+        while pending:
+            done, pending = wait(pending, timeout=0.2)
+            self._hear(queue)
+            for future in done:
+                name = running[future]
+                run = future.result()
+                self._systems.append(SystemResult(name, kinds[name], run, sources[name].note))
+                self._update(name, done=len(self._windows), total_s=run.total_execution_time_s, note="done")
+            self.on_progress()
+
+    def _hear(self, queue: Queue[Told]) -> None:
+        for system, index, total_s, ttft_s in drain(queue):
+            self._update(
+                system, done=index + 1, total_s=total_s, ttft_p99_s=ttft_s, note=f"serving window {index}"
+            )
+
+    def _evolve(self, evolution: Evolution) -> None:
+        """The judged run of the evolving system, its evolution in a thread and in other processes."""
+        judged = build_world(self._judged_spec, self._nominal.options)
+        total = 0.0
+        box: list[RunResult | BaseException] = []
+
+        def tell(result: WindowResult) -> None:
+            nonlocal total
+            total += result.total_s
+            self._update(EVOLVING, done=result.index + 1, total_s=total, ttft_p99_s=result.stats.ttft_s.p99)
+
+        def serve() -> None:
+            try:
+                box.append(self._serve(judged, evolution, tell))
+            except BaseException as error:  # noqa: BLE001 - handed to the main thread below
+                box.append(error)
+
+        thread = threading.Thread(target=serve, name="judged-run", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(0.2)
+                self._update(EVOLVING, note=evolution.status)
+                self.on_progress()
+        except KeyboardInterrupt:
+            evolution.stop()
+            raise
+        outcome = box[0]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        self._update(EVOLVING, note=f"done: {len(evolution.served) - 1} policies promoted")
+        self._systems.append(SystemResult(EVOLVING, SystemKind.EVOLVING, outcome))
+
+    def _serve(self, judged: World, evolution: Evolution, tell: Callable[[WindowResult], None]) -> RunResult:
+        first = load_baseline(self.config.first)
+        path = self._out / "journal.sqlite"
+        with Journal(path, run=EVOLVING, config={"title": self.config.title}) as journal:
+            source = evolution.begin(journal)
+            run = replay(
+                judged,
+                first,
+                first,
+                self._windows,
+                self._replay_config,
+                journal=journal,
+                source=source,
+                on_window=tell,
+            )
+            evolution.finish()
+            journal.finish()
+        return run
+
+    def _search(self, pool: ProcessPoolExecutor, queue: Queue[Told], evolution: Evolution) -> None:
+        """Tuned static and best of N random: searched on the first third, then fixed for the whole run."""
+        share = max(1, len(self._windows) // 3)
+        for name, search in (
+            ("tuned_static", evolution.tuned_static),
+            ("best_of_random", evolution.best_of_random),
+        ):
+            self._row(name, SystemKind.SEARCHED)
+            self.status = f"searching for {name} on the first {share} windows"
+            self._update(name, note="searching")
+            found: list[PolicySource | BaseException] = []
+
+            def find(run: Callable[..., PolicySource] = search, box: list[object] = found) -> None:  # type: ignore[assignment]
+                try:
+                    box.append(run(share, evolution.evaluations))
+                except BaseException as error:  # noqa: BLE001 - handed to the main thread below
+                    box.append(error)
+
+            thread = threading.Thread(target=find, name=name, daemon=True)
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.2)
+                self._update(name, note=evolution.status)
+                self.on_progress()
+            if isinstance(found[0], BaseException):
+                raise found[0]
+            self.status = f"judging {name}"
+            source = replace(found[0], name=name)
+            self._run_all(pool, queue, {name: source}, {name: SystemKind.SEARCHED})
+
+    def _oracle(
+        self,
+        pool: ProcessPoolExecutor,
+        queue: Queue[Told],
+        evolution: Evolution,
+        sources: dict[str, PolicySource],
+    ) -> None:
+        """Per window the best of all policies known at the end, each tried from the same state."""
+        name = "oracle"
+        self._row(name, SystemKind.ORACLE)
+        self.status = "the oracle tries every policy on every window"
+        candidates = tuple({s.digest: s for s in (*sources.values(), *evolution.served)}.values())
+        halves = [candidates[k :: self.config.workers] for k in range(self.config.workers)]
+        plan: Plan | None = None
+        steps: list[OracleStep] = []
+        past = evolution.past
+        for i, window in enumerate(self._windows):
+            start = None
+            if i > 0 and plan is not None:
+                start = Start(replace(past[i].obs, plan=alive(plan, past[i].obs)), past[i - 1].obs)
+            futures = [pool.submit(best_of, half, window.index, start) for half in halves if half]
+            while wait(futures, timeout=0.2).not_done:
+                self.on_progress()
+            step = min((f.result() for f in futures), key=lambda s: s.value)
+            steps.append(step)
+            plan = step.run.windows[0].plan
+            self._update(
+                name,
+                done=i + 1,
+                total_s=sum(s.run.total_execution_time_s for s in steps),
+                note=f"window {i}: {step.policy}",
+            )
+            self._hear(queue)
+        self._systems.append(SystemResult(name, SystemKind.ORACLE, join_runs([s.run for s in steps])))
+        self._update(name, note="done")
+
+    def _row(self, name: str, kind: SystemKind) -> None:
+        self.progress[name] = Progress(kind, total=len(self._windows))
+
+    def _update(self, name: str, **changes: object) -> None:
+        if name in self.progress:
+            self.progress[name] = replace(self.progress[name], **changes)  # type: ignore[arg-type]
+
+    def _result(self, evolution: Evolution) -> ExperimentResult:
+        config = self.config
+        background = evolution.background
+        return ExperimentResult(
+            title=config.title,
+            workload=self._workload.name,
+            generated=self._workload.generated,
+            cluster=config.cluster,
+            models=config.models,
+            mode=config.mode.value,
+            seed=config.seed,
+            windows=tuple(window_info(w) for w in self._windows),
+            systems=tuple(self._systems),
+            first=background.served[0],
+            last=background.served[-1],
+            policies=tuple(background.served),
+            evolution=tuple(background.records),
+            cost=replace(background.cost, cpu_s=evolution.cpu_s),
+            notes=tuple(f"{k}: {v}" for k, v in self._workload.notes.items()),
+            requests=sum(len(w.requests) for w in self._windows),
+        )
+
+
+def judged_world(nominal: WorldSpec, seed: int) -> WorldSpec:
+    """The world that everybody is judged in: its parameters come from a seed that nobody else uses."""
+    hidden = 7_919 * (seed + 1)
+    return replace(
+        nominal,
+        perturbation=Perturbation(seed=hidden, spread=HIDDEN_SPREAD),
+        parameters=WorldParameters(start_scale=1.15, link_scale=0.9, jitter=0.03),
+        seed=hidden,
+    )
+
+
+def baseline_source(name: str) -> PolicySource:
+    """A baseline as a value that other processes know to be trusted package code."""
+    policy = load_baseline(name)
+    return replace(policy.as_source(), operator="baseline")
+
+
+def alive(plan: Plan, obs: Observation) -> Plan:
+    """The replicas of a plan whose devices are all available."""
+    up = {d.id for d in obs.devices if d.available}
+    return Plan(tuple(r for r in plan.replicas if up.issuperset(r.devices)), plan.reason)
+
+
+def window_info(window: Window) -> WindowInfo:
+    """What a window asked for, for plots."""
+    n = len(window.requests) or 1
+    events: dict[str, None] = dict.fromkeys(_event_text(e) for e in window.events)
+    return WindowInfo(
+        window.index,
+        window.start_s,
+        len(window.requests),
+        sum(r.input_tokens for r in window.requests) / n,
+        sum(r.output_tokens for r in window.requests) / n,
+        tuple(events)[:3],
+    )
+
+
+def _event_text(event: ClusterEvent) -> str:
+    node = event.target.split("/")[0]
+    return f"{node} {event.kind}" + (f" {event.factor:g}" if event.kind == "speed" else "")
+
+
+def join_runs(runs: list[RunResult]) -> RunResult:
+    """One run made of runs of one window each; quantiles are weighted means, which is near enough for a
+    limit."""
+    windows = tuple(w for run in runs for w in run.windows)
+    stats = StatsCollector(Slo()).stats()
+    n = sum(r.stats.finished for r in runs) or 1
+
+    def mix(metric: str) -> object:
+        parts = [(getattr(r.stats, metric), r.stats.finished / n) for r in runs]
+        first = parts[0][0]
+        return replace(
+            first,
+            count=sum(p.count for p, _ in parts),
+            **{q: sum(getattr(p, q) * share for p, share in parts) for q in ("mean", "p50", "p90")},
+            p99=max(p.p99 for p, _ in parts),
+        )
+
+    counts = {
+        name: sum(getattr(r.stats, name) for r in runs)
+        for name in [
+            "finished",
+            "rejected",
+            "lost",
+            "input_tokens",
+            "output_tokens",
+            "good",
+            "preemptions",
+            "retries",
+            "cached_tokens",
+        ]
+    }
+    stats = replace(stats, **counts, ttft_s=mix("ttft_s"), tpot_s=mix("tpot_s"), e2e_s=mix("e2e_s"))  # type: ignore[arg-type]
+    spent = Resources(
+        sum(r.resources.device_s for r in runs),
+        sum(r.resources.joules for r in runs),
+        sum(r.resources.usd for r in runs),
+    )
+    return RunResult("oracle", windows, stats, spent, PolicyFaults())
+
+
+def now_text() -> str:
+    """For names of folders."""
+    return time.strftime("%Y%m%d-%H%M%S")

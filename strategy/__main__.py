@@ -1,0 +1,5 @@
+"""`python -m strategy`."""
+
+from strategy.cli import app
+
+app(prog_name="strategy")

@@ -1,0 +1,1 @@
+"""Evolution: policies are written, proven in a sandbox, scored on the past, and handed over (docs/evolution.md)."""

@@ -1,0 +1,135 @@
+"""The decisions of one loaded policy, asked through the wire."""
+
+from __future__ import annotations
+
+import json
+import marshal
+import pickle
+import time
+from typing import Any
+
+from loop.contracts import Memo, Observation, Plan, ReplicaView, RequestView, Role
+from strategy.evolve.worker import wire
+from strategy.evolve.worker.untrusted import UntrustedPolicy, load_untrusted
+
+_ROLES = {str(role): role for role in Role}
+_ROLE_AT = ReplicaView._fields.index("role")
+_NO_PRIORITY = 0.0
+
+
+class Decisions:
+    """A policy and what it works on: its memo, the last observation, the replicas of each model as last sent."""
+
+    def __init__(self) -> None:
+        self._policy: UntrustedPolicy | None = None
+        self._memo = Memo()
+        self._told: dict[str, float] = {}
+        self._obs: Observation | None = None
+        self._replicas: dict[str, list[ReplicaView]] = {}
+
+    def handle(self, kind: int, body: bytes) -> bytes:
+        """Answer one request with a whole frame; whatever the policy raises comes through."""
+        if kind == wire.DISPATCH:
+            return self._dispatch(body)
+        if kind == wire.ROUTE:
+            return self._route(body)
+        if kind == wire.PRIORITY:
+            return self._priority(body)
+        if kind == wire.LOAD:
+            return self._load(body)
+        return self._monitoring_point(kind, body)
+
+    def _load(self, body: bytes) -> bytes:
+        name, source = marshal.loads(body)  # noqa: S302  from the parent, who is trusted
+        self.__init__()  # type: ignore[misc]  # a worker that is loaded again remembers nothing
+        self._policy = load_untrusted(source, name)
+        return wire.REQUEST_HEAD.pack(1, wire.OK)
+
+    def _dispatch(self, body: bytes) -> bytes:
+        policy, request, replicas = self._question(body)
+        index = policy.route(request, replicas, self._memo)
+        if index.__class__ is not int or not 0 <= index < len(replicas):
+            raise ValueError(f"route returned {index!r:.60} for {len(replicas)} replicas")
+        priority = policy.priority(request, replicas[index], self._memo)
+        return wire.DISPATCHED.pack(17, wire.OK, index, priority)
+
+    def _route(self, body: bytes) -> bytes:
+        policy, request, replicas = self._question(body)
+        return wire.DISPATCHED.pack(17, wire.OK, policy.route(request, replicas, self._memo), _NO_PRIORITY)
+
+    def _priority(self, body: bytes) -> bytes:
+        memo, request, view = marshal.loads(body)  # noqa: S302
+        self._take(memo)
+        answer = self._loaded().priority(RequestView(*request), _view(view), self._memo)
+        return wire.DISPATCHED.pack(17, wire.OK, 0, answer)
+
+    def _question(self, body: bytes) -> tuple[UntrustedPolicy, RequestView, tuple[ReplicaView, ...]]:
+        """Decode a request, and bring the model's replicas up to date. The policy gets a tuple: it cannot
+        change what the next request sees."""
+        memo, asked, changed, views = marshal.loads(body)  # noqa: S302
+        if memo is not None:
+            self._take(memo)
+        request = RequestView._make(asked)
+        if changed is None:
+            replicas = [_view(v) for v in views]
+            self._replicas[request.model] = replicas
+        else:
+            replicas = self._replicas[request.model]
+            for index, view in zip(changed, views, strict=True):
+                replicas[index] = _view(view)
+        return self._loaded(), request, tuple(replicas)
+
+    def _monitoring_point(self, kind: int, body: bytes) -> bytes:
+        memo, observed, budget_s = marshal.loads(body)  # noqa: S302
+        self._take(memo)
+        if observed is not None:
+            self._obs = pickle.loads(observed)  # noqa: S301
+        if self._obs is None:
+            raise RuntimeError("no observation was sent yet")
+        # the clock of the process stands still between two ticks of the kernel while RLIMIT_CPU is set
+        policy, began = self._loaded(), time.thread_time()
+        answer: Any
+        if kind == wire.SHOULD_REPLAN:
+            answer = policy.should_replan(self._obs, self._memo)
+            if answer.__class__ is not bool:
+                raise TypeError(f"should_replan returned {answer!r:.60}, not a bool")
+        else:
+            answer = _plain(policy.plan(self._obs, budget_s, self._memo))
+        return self._reply(answer, time.thread_time() - began)
+
+    def _reply(self, answer: Any, cpu_s: float) -> bytes:
+        memo = dict(self._memo)
+        news = None if memo == self._told else memo
+        self._told = memo
+        payload = json.dumps({"answer": answer, "memo": news, "cpu_s": cpu_s}).encode()
+        return wire.REQUEST_HEAD.pack(len(payload) + 1, wire.OK) + payload
+
+    def _take(self, memo: dict[str, float] | None) -> None:
+        if memo is None:
+            return
+        self._memo = Memo()
+        self._memo.update(memo)
+        self._told = memo
+
+    def _loaded(self) -> UntrustedPolicy:
+        if self._policy is None:
+            raise RuntimeError("no policy was loaded yet")
+        return self._policy
+
+
+def _view(values: tuple[Any, ...]) -> ReplicaView:
+    role = _ROLES[values[_ROLE_AT]]
+    return ReplicaView._make((*values[:_ROLE_AT], role, *values[_ROLE_AT + 1 :]))
+
+
+def _plain(plan: Any) -> list[Any]:
+    """A plan as JSON can carry it; the parent checks every field again."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan returned {type(plan).__name__}, not a Plan")
+    return [
+        [
+            [r.model, list(r.devices), r.tp, r.pp, str(r.role), r.max_num_seqs, r.max_num_batched_tokens]
+            for r in plan.replicas
+        ],
+        plan.reason,
+    ]
