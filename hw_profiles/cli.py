@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,15 +14,13 @@ from rich.console import Console
 
 from hw_profiles.errors import ProfileError
 from hw_profiles.loader import Shelf, load_cluster, load_model, packaged, problems_in, profile_file, shown
+from hw_profiles.performance.cli import calibrate
 from hw_profiles.schema import ModelSpec, Profile
 from hw_profiles.topology import Topology
 from hw_profiles.yamlfile import suggestion
 
 app = typer.Typer(help="What hardware exists, and how fast it is.", no_args_is_help=True)
-if find_spec("hw_profiles.performance.cli") is not None:
-    from hw_profiles.performance.cli import calibrate
-
-    app.command()(calibrate)
+app.command()(calibrate)
 
 
 class Kind(StrEnum):
@@ -144,7 +141,7 @@ def _any_profile(name: str) -> Profile | Topology:
         return load_model(name)
     known: list[str] = []
     for kind, shelf in _shelves().items():
-        known += shelf.names()
+        known += shelf.spellings()
         if shelf.has(name):
             return load_cluster(name) if kind is Kind.CLUSTERS else shelf.get(name)
     hint = suggestion(name, known) or " (`profiles list` shows what there is)"

@@ -86,7 +86,7 @@ class Shelf(Generic[P]):
             if wanted in {alias.lower() for alias in profile.aliases}:
                 return profile, document
         known = [profile.name for profile, _ in entries]
-        hint = suggestion(wanted, known) or f" (known: {', '.join(known)})"
+        hint = suggestion(wanted, self.spellings()) or f" (known: {', '.join(known)})"
         raise ProfileError(f"unknown {self.noun} '{name}'{hint}")
 
     def get(self, name: str) -> P:
@@ -99,6 +99,10 @@ class Shelf(Generic[P]):
         return wanted in self.names() or any(
             wanted in {alias.lower() for alias in profile.aliases} for profile in self.all()
         )
+
+    def spellings(self) -> list[str]:
+        """Names, then aliases."""
+        return self.names() + [alias for profile in self.all() for alias in profile.aliases]
 
     def all(self) -> list[P]:
         """Every profile, by name."""

@@ -37,13 +37,20 @@ def fits(request: RequestView, replica: ReplicaView) -> bool:
     return replica.kv_capacity_tokens > request.input_tokens + request.predicted_output_tokens
 
 
-def finish_times_s(request: RequestView, replicas: Sequence[ReplicaView]) -> list[float]:
-    """When each replica is estimated to have done the request: `backlog_s + work_s`, nothing cached."""
+def finish_times_s(request: RequestView, replicas: Sequence[ReplicaView], tail: float = 1.0) -> list[float]:
+    """When each replica is estimated to have done the request, nothing cached: its backlog, the request's
+    work, and the steps of the request's own output, which no other request can shorten.
+
+    `tail` multiplies those steps: outputs run on to several times the prediction, and then a replica with slow
+    steps holds up everybody who waits for the last one.
+    """
     tokens, output = request.input_tokens, request.predicted_output_tokens
+    steps = tail * output
     return [
         r.ready_in_s
         + (r.waiting_tokens + tokens) / (r.prefill_tokens_per_s or _STUCK)
         + (r.outstanding_tokens + output) / (r.decode_tokens_per_s or _STUCK)
+        + steps * r.decode_step_s
         for r in replicas
     ]
 
@@ -81,9 +88,10 @@ def least_cost(request: RequestView, replicas: Sequence[ReplicaView], costs: Seq
     return best if best >= 0 else largest(replicas)
 
 
-def least_backlog(request: RequestView, replicas: Sequence[ReplicaView]) -> int:
-    """Index of the replica that is estimated to finish the request first, of those that can hold it."""
-    return least_cost(request, replicas, finish_times_s(request, replicas))
+def first_to_finish(request: RequestView, replicas: Sequence[ReplicaView], tail: float = 1.0) -> int:
+    """Index of the replica that is estimated to finish the request first (see `finish_times_s`), of those
+    that can hold it."""
+    return least_cost(request, replicas, finish_times_s(request, replicas, tail))
 
 
 def weighted_turn(weights: Sequence[float], turn: float) -> int:

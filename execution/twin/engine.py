@@ -13,7 +13,6 @@ the end of the iteration in progress when something joins the queue. With `leap=
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from math import inf
 from random import Random
 from typing import Protocol
 
@@ -287,7 +286,7 @@ class Engine:
         else:
             self.mode = DECODE
             # After a preemption nobody was admitted: that is for the very next iteration.
-            cost_s = self._decode_run(n, inf if room else 1)
+            cost_s = self._decode_run(n, one_step=not room)
         self.version += 1
         heappush(self._agenda, (now_s + cost_s, self.order, self.version, self))
 
@@ -310,7 +309,7 @@ class Engine:
             sigma = self.jitter
             self.factor = self.random.lognormvariate(-0.5 * sigma * sigma, sigma)
 
-    def _decode_run(self, n: int, limit: float) -> float:
+    def _decode_run(self, n: int, *, one_step: bool) -> float:
         """Choose how many decode steps to take in one go, and return their time."""
         kv = self.kv_tokens
         scale = self.factor / self.speed
@@ -320,7 +319,7 @@ class Engine:
             return self._b
         base, slope, end = self._costs.decode_segment(n, kv)
         steps = self.finishing[0][0] - self.step
-        if steps > limit:
+        if one_step:
             steps = 1
         if kv + n * (steps - 1) >= end:
             steps = max(1, -int((kv - end) // n))

@@ -17,9 +17,10 @@ _GPU = {
     "attention_prefill": Roofline(compute=0.5, memory=0.6, launch_s=6e-6),
     "attention_decode": Roofline(compute=0.4, memory=0.75, launch_s=6e-6),
     "moe": Roofline(compute=0.5, memory=0.75, launch_s=2e-5),
-    "all_reduce": Roofline(compute=1.0, memory=0.75, launch_s=6e-6),
+    "all_reduce": Roofline(compute=1.0, memory=0.25, launch_s=2e-5),
     "sampler": Roofline(compute=1.0, memory=0.2, launch_s=4e-5),
 }
+"""Collectives: NCCL over PCIe through the host; LLMServingSim states 16 GB/s and 20 us for its PCIe 5 node."""
 _CPU = {
     "gemm": Roofline(compute=0.5, memory=0.7, launch_s=5e-6),
     "elementwise": Roofline(compute=1.0, memory=0.4, launch_s=3e-5),

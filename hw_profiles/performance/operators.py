@@ -118,9 +118,8 @@ class StageOperators:
             return 0.0
         exchange_s = 0.0
         if self._ep > 1:
-            # All-gather of the tokens before the experts, reduce-scatter of their results after.
             moved = ACTIVATION_BYTES * tokens * self._ep * self._model.hidden_size
-            exchange_s = self.all_reduce_s(moved, self._ep) * self._by.communication
+            exchange_s = self._exchange_s(moved) * self._by.communication
         return self._layers * (self._moe_s(tokens) * self._scale * self._by.dense + exchange_s)
 
     def head_s(self, sequences: int) -> float:
@@ -256,6 +255,13 @@ class StageOperators:
         moved = self._weight * active * weights + 2.0 * ACTIVATION_BYTES * rows * self._model.hidden_size
         time_s = self._moe_fit().roofline.time_s(2.0 * rows * weights, moved, self._peak, self._bandwidth)
         return time_s * _residual(self._moe_near, math.log2(tokens), math.log2(max(1.0, active)))
+
+    def _exchange_s(self, gathered_bytes: float) -> float:
+        """All-gather of all ranks' tokens before the experts, reduce-scatter of their results after."""
+        fit = self._fit("all_reduce")
+        moved = (self._ep - 1) / self._ep * gathered_bytes
+        rate = self._link.bytes_per_s * fit.roofline.memory
+        return 2.0 * (fit.roofline.launch_s + moved / rate)
 
     def all_reduce_s(self, message_bytes: float, devices: int) -> float:
         """Ring all-reduce of a message of this size; measured correction by size where there is one."""

@@ -23,6 +23,7 @@ from strategy.policy_api import (
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
 MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
+TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
 CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
 PREFIX_WEIGHT = 3.0  # 0 to 10: share of the prompt that is in the replica's prefix cache
 QUEUE_WEIGHT = (
@@ -48,7 +49,7 @@ def _layout(obs: Observation) -> Plan:
 
 def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
     """The best weighted score, as the least weighted cost."""
-    done_s = finish_times_s(request, replicas)
+    done_s = finish_times_s(request, replicas, TAIL)
     soonest = min(done_s)
     queue_scale = QUEUE_WEIGHT / ((max(done_s) - soonest) or 1.0)
     prefix_scale = PREFIX_WEIGHT / max(1, request.input_tokens)

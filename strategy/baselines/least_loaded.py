@@ -15,13 +15,14 @@ from strategy.policy_api import (
     differs,
     fill,
     first_come,
+    first_to_finish,
     keep,
-    least_backlog,
     loads,
 )
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
 MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration, the chunk of chunked prefill
+TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
 CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
 
 
@@ -42,7 +43,7 @@ def _layout(obs: Observation) -> Plan:
 
 def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
     """The replica with the least estimated backlog, in seconds."""
-    return least_backlog(request, replicas)
+    return first_to_finish(request, replicas, TAIL)
 
 
 def priority(request: RequestView, replica: ReplicaView, memo: Memo) -> float:

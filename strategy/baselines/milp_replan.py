@@ -1,4 +1,4 @@
-"""Replans at every change with an exact solver; requests are dealt out in proportion to throughput.
+"""Replans at every change with an exact solver; work is dealt out in proportion to throughput.
 
 After a change of the devices, and after each window whose load moved, a mixed-integer program over all
 replica layouts of the heterogeneous cluster is solved with HiGHS (in the spirit of Helix, Mei et al. 2025).
@@ -13,20 +13,18 @@ from strategy.policy_api import (
     ReplicaView,
     RequestView,
     Sequence,
-    count_up,
     fill,
     first_come,
+    first_to_finish,
     keep,
     loads,
-    throughput_weights,
-    weighted_turn,
 )
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
 MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
+TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
 MOVED = 0.1  # 0 to 1: relative change of a load's requests or lengths that counts as a change
 RESTART_PENALTY = 0.02  # 0 to 0.5: share of its throughput that a replica which can stay counts for on top
-START_WAIT_S = 60.0  # 0 to 600: a replica that starts so much later than the soonest gets no turns yet
 SOLVE_SHARE = 0.8  # 0.1 to 0.9: share of the planning budget that the solver may use
 
 
@@ -67,9 +65,8 @@ def plan(obs: Observation, budget_s: float, memo: Memo) -> Plan:
 
 
 def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
-    """Turns in proportion to how fast a replica would do this request's work, of those that can hold it."""
-    weights = throughput_weights(request, replicas, START_WAIT_S)
-    return weighted_turn(weights, count_up(memo, "turn:" + request.model))
+    """Work in proportion to throughput: the replica that is estimated to finish the request first."""
+    return first_to_finish(request, replicas, TAIL)
 
 
 def priority(request: RequestView, replica: ReplicaView, memo: Memo) -> float:

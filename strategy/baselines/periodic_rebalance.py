@@ -15,8 +15,10 @@ from strategy.policy_api import (
     Sequence,
     differs,
     fill,
+    finish_times_s,
     first_come,
     keep,
+    least_cost,
     loads,
     plan_serving_s,
     reconfiguration_s,
@@ -24,6 +26,7 @@ from strategy.policy_api import (
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
 MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
+TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
 CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
 PERIOD_WINDOWS = 3  # 1 to 16: windows between two reschedulings
 MARGIN = 1.5  # 1 to 10: a new layout must save this many times what the change costs, until the next one
@@ -54,24 +57,15 @@ def _filled(obs: Observation) -> Plan:
 
 
 def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
-    """The highest freeness: room for KV per second of work; when none has room, the least virtual usage."""
+    """The highest freeness: room for KV times pace; where there is no room, what finishes first."""
     need = request.input_tokens + request.predicted_output_tokens
-    best, best_freeness = 0, float("-inf")
-    for index, r in enumerate(replicas):
-        capacity = r.kv_capacity_tokens
-        if capacity <= need:
-            continue
+    finish_s = finish_times_s(request, replicas, TAIL)
+    freeness = []
+    for r, done_s in zip(replicas, finish_s, strict=True):
         virtual = r.kv_tokens + r.waiting_tokens + r.outstanding_tokens + need
-        room = FULL * capacity - virtual
-        pace = r.decode_tokens_per_s or 1e-9
-        # with room: how much, at its pace; without: how many seconds until what is too much has gone
-        if room > 0 and r.ready_in_s <= 0:
-            freeness = room / capacity * pace
-        else:
-            freeness = min(room, 0.0) / pace - r.ready_in_s
-        if freeness > best_freeness:
-            best, best_freeness = index, freeness
-    return best
+        room = FULL - virtual / max(1, r.kv_capacity_tokens)
+        freeness.append(room * r.decode_tokens_per_s if room > 0 and r.ready_in_s <= 0 else -done_s)
+    return least_cost(request, replicas, [-free for free in freeness])
 
 
 def priority(request: RequestView, replica: ReplicaView, memo: Memo) -> float:

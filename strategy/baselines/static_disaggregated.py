@@ -20,8 +20,8 @@ from strategy.policy_api import (
     differs,
     fill,
     first_come,
+    first_to_finish,
     keep,
-    least_backlog,
     least_cost,
     loads,
     option_for,
@@ -30,6 +30,7 @@ from strategy.policy_api import (
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
 MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
+TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
 CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
 PREFILL_BIAS = 1.0  # 0.25 to 4: above 1, the prefill side gets more than its estimated share
 
@@ -104,7 +105,7 @@ def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> 
     """Of the prefill replicas the one with the shortest prompt queue; of the decode ones the least loaded."""
     if all(r.role is Role.PREFILL for r in replicas):
         return least_cost(request, replicas, prefill_times_s(request, replicas))
-    return least_backlog(request, replicas)
+    return first_to_finish(request, replicas, TAIL)
 
 
 def priority(request: RequestView, replica: ReplicaView, memo: Memo) -> float:

@@ -20,8 +20,8 @@ from strategy.policy_api import (
     differs,
     fill,
     first_come,
+    first_to_finish,
     keep,
-    least_backlog,
     loads,
     rates,
     shrink,
@@ -29,6 +29,7 @@ from strategy.policy_api import (
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
 MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
+TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
 CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
 HIGH = 0.8  # 0.5 to 1: utilisation above which replicas are added
 LOW = 0.45  # 0.1 to 0.6: utilisation below which replicas are removed
@@ -84,7 +85,7 @@ def _utilisation_of(obs: Observation, load: Load) -> float:
 
 def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
     """The replica with the least estimated backlog, in seconds."""
-    return least_backlog(request, replicas)
+    return first_to_finish(request, replicas, TAIL)
 
 
 def priority(request: RequestView, replica: ReplicaView, memo: Memo) -> float:

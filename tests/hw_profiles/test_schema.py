@@ -83,7 +83,7 @@ def test_profiles_are_frozen_hashable_and_pickle() -> None:
         assert pickle.loads(pickle.dumps(profile)) == profile  # noqa: S301 - our own bytes
         assert hash(profile) == hash(profile.model_copy())
     with pytest.raises(ValueError, match="frozen"):
-        load_device("h100").tdp_watts = 1.0  # type: ignore[misc]
+        load_device("h100").tdp_watts = 1.0
 
 
 @pytest.mark.parametrize(

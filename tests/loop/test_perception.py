@@ -31,9 +31,7 @@ def snapshot(**changes: object) -> PlaneSnapshot:
 
 
 def record(ttft_s: float, tokens: int = 11) -> RequestRecord:
-    return RequestRecord(
-        1, "m", Finish.OK, 0.0, 0.0, 0.0, ttft_s, ttft_s + 0.5, 100, tokens, 25, 0, 0, 0
-    )
+    return RequestRecord(1, "m", Finish.OK, 0.0, 0.0, 0.0, ttft_s, ttft_s + 0.5, 100, tokens, 25, 0, 0, 0)
 
 
 def test_released_requests_are_backlog_and_the_last_window_is_demand() -> None:

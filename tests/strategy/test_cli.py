@@ -45,7 +45,7 @@ def test_check_accepts_a_baseline(tmp_path: Path) -> None:
     ("right", "wrong", "words"),
     [
         ("return _layout(obs)\n", "return Plan(())\n", "no replica"),
-        ("return least_backlog(request, replicas)", "return 99", "99"),
+        ("return first_to_finish(request, replicas, TAIL)", "return 99", "99"),
         ("return first_come(request)", 'return float("inf")', "refused"),
         ("return first_come(request)", "return 1 / 0", "ZeroDivisionError"),
         ("    differs,", "    differs,\n    nothing_like_it,", "nothing_like_it"),

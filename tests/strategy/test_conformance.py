@@ -17,7 +17,7 @@ def plan(obs, budget_s, memo):
     return Plan(fill(obs, loads(obs), keep(obs)))
 
 def route(request, replicas, memo):
-    return least_backlog(request, replicas)
+    return first_to_finish(request, replicas)
 
 def priority(request, replica, memo):
     return first_come(request)
@@ -36,15 +36,15 @@ MUTANTS = [
         "first_come(request)",
         "float(request.input_tokens)",
     ),
-    ("test_spreads_requests_over_all_replicas", "least_backlog(request, replicas)", "0"),
+    ("test_spreads_requests_over_all_replicas", "first_to_finish(request, replicas)", "0"),
     (
         "test_prefers_replicas_that_serve_over_those_that_start",
-        "least_backlog(request, replicas)",
+        "first_to_finish(request, replicas)",
         "min(range(len(replicas)), key=lambda i: replicas[i].waiting)",
     ),
     (
         "test_does_not_send_a_request_where_it_cannot_fit",
-        "least_backlog(request, replicas)",
+        "first_to_finish(request, replicas)",
         "min(range(len(replicas)), key=lambda i: backlog_s(replicas[i]))",
     ),
     (
@@ -62,7 +62,7 @@ MUTANTS = [
     ("test_settles_when_nothing_changes", "keep(obs))", "(), 256 + obs.tick)[obs.tick:]"),
     (
         "test_speed_zero_does_not_break_routing",
-        "least_backlog(request, replicas)",
+        "first_to_finish(request, replicas)",
         "int(1 / replicas[0].speed) * 0",
     ),
 ]

@@ -176,25 +176,25 @@ class TestReconfiguration:
 
 
 class TestRouting:
-    def test_least_backlog_weighs_speed(self) -> None:
+    def test_first_to_finish_weighs_speed(self) -> None:
         slow, fast = b.replica(0, decode_tokens_per_s=500.0), b.replica(1, decode_tokens_per_s=2000.0)
         queued = fast._replace(outstanding_tokens=400.0)
-        assert api.least_backlog(b.request(), (slow, fast)) == 1
-        assert api.least_backlog(b.request(), (slow, queued)) == 1
-        assert api.least_backlog(b.request(), (slow, fast._replace(ready_in_s=60.0))) == 0
+        assert api.first_to_finish(b.request(), (slow, fast)) == 1
+        assert api.first_to_finish(b.request(), (slow, queued)) == 1
+        assert api.first_to_finish(b.request(), (slow, fast._replace(ready_in_s=60.0))) == 0
 
-    def test_finish_times_are_backlog_and_work(self) -> None:
+    def test_finish_times_are_backlog_work_and_own_steps(self) -> None:
         views = (b.replica(0), b.replica(1, waiting_tokens=5000, outstanding_tokens=300.0, ready_in_s=3.0))
         job = b.request()
-        expected = [api.backlog_s(v) + api.work_s(job, v) for v in views]
-        assert api.finish_times_s(job, views) == pytest.approx(expected)
+        expected = [api.backlog_s(v) + api.work_s(job, v) + 3 * 200.0 * v.decode_step_s for v in views]
+        assert api.finish_times_s(job, views, tail=3) == pytest.approx(expected)
 
     def test_cached_tokens_are_no_work(self) -> None:
         assert api.work_s(b.request(), b.replica(), 1000) < api.work_s(b.request(), b.replica())
 
     def test_a_request_too_long_for_all_goes_to_the_largest(self) -> None:
         views = tuple(b.replica(i, kv_capacity_tokens=c) for i, c in enumerate((100, 900, 500)))
-        assert api.least_backlog(b.request(), views) == 1
+        assert api.first_to_finish(b.request(), views) == 1
 
     @given(weights=st.lists(st.floats(0.0, 10.0), min_size=1, max_size=16).filter(lambda w: sum(w) > 0.1))
     @settings(max_examples=50, deadline=None)

@@ -138,10 +138,11 @@ def _histograms(workload: Workload) -> list[str]:
         column = _column(workload, index)
         if not len(column):
             continue
-        top = math.log10(max(float(column.max()), 9.0)) * 1.02
-        counts, edges = np.histogram(np.log10(column), bins=48, range=(0.0, top))
+        low_power = int(math.log10(float(column.min())))
+        span = max(math.log10(float(column.max())) * 1.02 - low_power, 1.0)
+        counts, edges = np.histogram(np.log10(column) - low_power, bins=48, range=(0.0, span))
         shares = counts / counts.sum()
-        panel = Panel(left, 520, width, 120, top, 0.0, float(shares.max()) * 1.1)
+        panel = Panel(left, 520, width, 120, span, 0.0, float(shares.max()) * 1.1)
         p50, p90, p99 = np.quantile(column, (0.5, 0.9, 0.99))
         parts += [
             f'<text class="head" x="{left:.0f}" y="510">{title}</text>',
@@ -158,8 +159,8 @@ def _histograms(workload: Workload) -> list[str]:
         base = panel.top + panel.height
         parts.append(f'<line class="axis" x1="{left:.0f}" x2="{left + width:.0f}" y1="{base}" y2="{base}"/>')
         parts += [
-            f'<text class="mid" x="{panel.x(power):.1f}" y="{base + 18}">{_short(10.0**power)}</text>'
-            for power in range(int(top) + 1)
+            f'<text class="mid" x="{panel.x(power):.1f}" y="{base + 18}">{_short(10.0 ** (power + low_power))}</text>'
+            for power in range(int(span) + 1)
         ]
     return parts
 
@@ -175,9 +176,8 @@ def _frame(panel: Panel, ticks: Sequence[float]) -> list[str]:
             f'<text class="end" x="{panel.left - 8}" y="{y + 4:.1f}">{_short(tick)}</text>',
         ]
     parts.append(f'<line class="axis" x1="{panel.left}" x2="{right}" y1="{base}" y2="{base}"/>')
-    for part in range(7):
-        moment = panel.x_top * part / 6
-        place = "end" if part == 6 else "mid" if part else ""
+    for moment in _clock_ticks(panel.x_top):
+        place = "mid" if moment else ""
         parts.append(
             f'<text class="{place}" x="{panel.x(moment):.1f}" y="{base + 17}">{_clock(moment)}</text>'
         )
@@ -205,6 +205,15 @@ def _linear_ticks(top: float) -> list[float]:
             step *= factor
             break
     return [step * k for k in range(1, int(top / step) + 1)]
+
+
+def _clock_ticks(top_s: float) -> list[float]:
+    """Round moments, at most eight and none at the very end."""
+    steps = [10.0**power * lead for power in range(-6, 2) for lead in (1, 2, 5)]
+    steps += [60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 14400.0, 21600.0]
+    steps += [86400.0 * 2**power for power in range(20)]
+    step = next((step for step in steps if top_s / step <= 8), top_s)
+    return [step * k for k in range(int(top_s * 0.97 / step) + 1)]
 
 
 def _log_ticks(top: float) -> list[float]:

@@ -198,6 +198,8 @@ def _class_of(
         name: class_default([ops[name] for ops in fitted if name in ops], fallback)
         for name, fallback in start.operators.items()
     }
+    # Collectives were measured on NVLink only: other devices are taken to be on PCIe.
+    operators["all_reduce"] = start.operators["all_reduce"]
     ragged = [ops["attention_mixed"] for ops in fitted if "attention_mixed" in ops]
     if ragged:
         operators["attention_mixed"] = class_default(ragged, ragged[0])
