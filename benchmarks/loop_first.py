@@ -15,8 +15,9 @@ from typing import Any
 
 from benchmarks.common import Options, Target, parse_options, progress, publish, run_main
 from execution.workload import windows
-from loop.commands.replay import DEFAULT_SCENARIO, find_data, main_job, open_trace
-from loop.compose.experiment import EVOLVING, Experiment
+from loop.commands.replay import DEFAULT_SCENARIO, find_data, open_trace
+from loop.compose.evolving import DEFAULT_EVALUATIONS
+from loop.compose.experiment import EVOLVING, Experiment, main_job
 from loop.runner.results import ExperimentResult, SystemKind, saving
 
 SEEDS = 5
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def one_seed(options: Options, seed: int) -> ExperimentResult:
     """One experiment; `--quick` takes the first third of the windows and a third of the evaluations."""
-    config = main_job(seed=seed, quick=options.quick)
+    evaluations = DEFAULT_EVALUATIONS // (3 if options.quick else 1)
+    config = main_job(seed=seed, evaluations=evaluations)
     workload, events = open_trace(
         DEFAULT_SCENARIO, config.models, config.cluster, find_data(options.data_dir), seed
     )

@@ -15,7 +15,8 @@ from rich.console import Console
 from hw_profiles.errors import ProfileError
 from hw_profiles.loader import Shelf, load_cluster, load_model, packaged, problems_in, profile_file, shown
 from hw_profiles.performance.cli import calibrate
-from hw_profiles.schema import ModelSpec, Profile
+from hw_profiles.profile import Profile
+from hw_profiles.schema import ModelSpec
 from hw_profiles.topology import Topology
 from hw_profiles.yamlfile import suggestion
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from hw_profiles.errors import Problem, ProfileError
+from hw_profiles.profile import Profile
 from hw_profiles.schema import (
     BYTES_PER_WEIGHT,
     ClusterProfile,
@@ -15,7 +16,6 @@ from hw_profiles.schema import (
     LinkProfile,
     ModelSpec,
     NodeProfile,
-    Profile,
 )
 from hw_profiles.yamlfile import Document, suggestion, validated
 
@@ -176,19 +176,19 @@ def load_cluster(name: str) -> Topology:
 
 @functools.lru_cache(maxsize=32)
 def _packaged_cluster(name: str) -> Topology:
-    from hw_profiles.topology import Topology  # noqa: PLC0415 - pulls networkx, which models do not need
+    from hw_profiles.assembly import assemble  # noqa: PLC0415 - pulls networkx, which models do not need
 
     profile, document = packaged().clusters.find(name)
-    return Topology(profile, packaged(), document)
+    return assemble(profile, packaged(), document)
 
 
 def _cluster_file(path: Path) -> Topology:
-    from hw_profiles.topology import Topology  # noqa: PLC0415 - pulls networkx, which models do not need
+    from hw_profiles.assembly import assemble  # noqa: PLC0415 - pulls networkx, which models do not need
 
     document = Document(path, shown(path))
     profile = validated(document, ClusterProfile)
     root = path.parent.parent if path.parent.name == "clusters" else path.parent
-    return Topology(profile, Catalogue(root), document)
+    return assemble(profile, Catalogue(root), document)
 
 
 def list_devices() -> list[str]:
@@ -251,12 +251,12 @@ def _likely_schema(document: Document) -> type[Profile]:
 
 def _check_references(profile: Profile, path: Path, document: Document) -> None:
     """Build what can be built, so that missing references are found."""
-    from hw_profiles.topology import Topology, check_node  # noqa: PLC0415 - pulls networkx
+    from hw_profiles.assembly import assemble, check_node  # noqa: PLC0415 - pulls networkx
 
     root = path.parent.parent if path.parent.name in FOLDERS else path.parent
     catalogue = packaged() if root == PACKAGED else Catalogue(root)
     if isinstance(profile, ClusterProfile):
-        Topology(profile, catalogue, document)
+        assemble(profile, catalogue, document)
     elif isinstance(profile, NodeProfile):
         check_node(profile, catalogue, document)
     if path.parent.name in FOLDERS and profile.name != path.stem:

@@ -7,9 +7,11 @@ citation. A figure without a source is refused. Decimal units throughout, except
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from hw_profiles.profile import Count, Few, Name, NonNegative, Positive, Profile, Strict
 
 DType = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4", "int4"]
 WeightType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4", "int4"]
@@ -25,95 +27,6 @@ BYTES_PER_WEIGHT: dict[str, float] = {
     "int4": 0.515625,  # GPTQ/AWQ: a 16-bit scale for each group of 128 weights
 }
 """Stored bytes of one quantised weight, its share of the scales included."""
-
-ALL = "all"
-
-
-def _readable_name(value: str) -> str:
-    allowed = set("abcdefghijklmnopqrstuvwxyz0123456789.-_")
-    if not value or not set(value) <= allowed:
-        raise ValueError(f"name {value!r} may hold only lower-case letters, digits, '.', '-' and '_'")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_readable_name)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
-
-
-class Strict(BaseModel):
-    """Frozen, unknown keys refused, no silent conversions between types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
-
-
-class Profile(Strict):
-    """What all profiles have: a version, a name, other names, a title, and the sources of the figures."""
-
-    kind: ClassVar[str]
-    """`device`, `link`, `node`, `cluster` or `model`."""
-    unsourced: ClassVar[frozenset[str]] = frozenset({"version"})
-    """Fields whose numbers are no figures."""
-
-    version: Literal[1]
-    name: Name
-    title: str
-    aliases: list[str] = []
-    sources: dict[str, str]
-
-    def __hash__(self) -> int:
-        return hash((type(self).__name__, self.name))
-
-    def source_of(self, field: str) -> str:
-        """The citation for a figure; '' for a field that holds none."""
-        fallback = ""
-        for key, text in self.sources.items():
-            names = [part.strip() for part in key.split(",")]
-            if field in names:
-                return text
-            if ALL in names and field in self.figures():
-                fallback = text
-        return fallback
-
-    def figures(self) -> tuple[str, ...]:
-        """Names of the fields (as written in the file) that hold numbers, given ones only."""
-        fields = type(self).model_fields
-        return tuple(
-            (fields[name].alias or name)
-            for name in fields
-            if name in self.model_fields_set
-            and name not in self.unsourced
-            and _holds_number(getattr(self, name))
-        )
-
-    @model_validator(mode="after")
-    def _every_figure_has_a_source(self) -> Self:
-        figures = set(self.figures())
-        named: set[str] = set()
-        for key, text in self.sources.items():
-            if not text.strip():
-                raise ValueError(f"sources: the citation for '{key}' is empty")
-            named |= {part.strip() for part in key.split(",")}
-        for stranger in sorted(named - figures - {ALL}):
-            raise ValueError(f"sources: '{stranger}' is no figure of this profile")
-        missing = sorted(figures - named) if ALL not in named else []
-        if missing:
-            raise ValueError(f"sources: no citation for {', '.join(repr(m) for m in missing)}")
-        return self
-
-
-def _holds_number(value: Any) -> bool:
-    """Does this value, or anything inside it, hold a number (truth values aside)?"""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return False
-    if isinstance(value, int | float):
-        return True
-    if isinstance(value, BaseModel):
-        return any(_holds_number(getattr(value, name)) for name in value.model_fields_set)
-    if isinstance(value, dict):
-        return any(_holds_number(item) for item in value.values())
-    return any(_holds_number(item) for item in value)
 
 
 class FabricSpec(Strict):
@@ -136,7 +49,7 @@ class DeviceProfile(Profile):
     memory_bytes: Count
     """What software can address: the driver's total, not the number on the box."""
     memory_bytes_per_s: Positive
-    flops: dict[DType, Positive] = {}
+    flops: dict[DType, Positive] = Field(default_factory=dict)
     """Peak operations per second by data type (a multiply-add counts as two). Empty on an FPGA."""
     tdp_watts: Positive
     idle_watts: NonNegative
@@ -196,7 +109,7 @@ class NodeDevices(Strict):
     """`count` devices of one kind."""
 
     device: Name
-    count: Count
+    count: Few
 
 
 class NodeFabric(Strict):
@@ -213,7 +126,7 @@ class NodeHost(Strict):
     """The host's side: devices hang on NUMA domains, as evenly as they divide."""
 
     device_link: Name
-    numa_domains: Count = 1
+    numa_domains: Few = 1
     numa_link: Name | None = None
     """Between two domains; needed when there are several."""
 
@@ -222,7 +135,7 @@ class NodeNic(Strict):
     """Network ports, spread over the NUMA domains like the devices."""
 
     link: Name
-    count: Count = 1
+    count: Few = 1
 
 
 class NodeProfile(Profile):
@@ -232,7 +145,7 @@ class NodeProfile(Profile):
     devices: list[NodeDevices] = Field(min_length=1)
     fabric: NodeFabric | None = None
     host: NodeHost
-    nics: dict[Name, NodeNic] = {}
+    nics: dict[Name, NodeNic] = Field(default_factory=dict)
     """By a name that clusters attach them by, e.g. `ib`, `eth`."""
 
     @model_validator(mode="after")
@@ -247,8 +160,8 @@ class ClusterGroup(Strict):
 
     name: Name
     node: Name
-    count: Count = 1
-    attach: dict[Name, Name] = {}
+    count: Few = 1
+    attach: dict[Name, Name] = Field(default_factory=dict)
     """NIC of the node shape -> network of this cluster."""
     spot: bool = False
     """May be reclaimed by the provider."""
@@ -267,7 +180,7 @@ class Uplink(Strict):
 
     between: list[Name] = Field(min_length=2, max_length=2)
     link: Name
-    count: Count = 1
+    count: Few = 1
 
 
 class ClusterProfile(Profile):
@@ -275,8 +188,8 @@ class ClusterProfile(Profile):
 
     kind: ClassVar[str] = "cluster"
     nodes: list[ClusterGroup] = Field(min_length=1)
-    networks: dict[Name, Network] = {}
-    uplinks: list[Uplink] = []
+    networks: dict[Name, Network] = Field(default_factory=dict)
+    uplinks: list[Uplink] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _references_inside(self) -> Self:

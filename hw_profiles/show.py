@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from hw_profiles.schema import ClusterGroup, DeviceProfile, LinkProfile, ModelSpec, NodeProfile, Profile
+from hw_profiles.profile import Profile
+from hw_profiles.schema import ClusterGroup, DeviceProfile, LinkProfile, ModelSpec, NodeProfile
 from hw_profiles.topology import Topology
 from hw_profiles.units import count, memory, microseconds, si, three
 
@@ -231,9 +232,7 @@ def _add_group(
         line.append(" + ".join(f"{n} x {kind}" for kind, n in held.items()))
         shape = topology.node_shape(node)
         inside = shape.fabric.link if shape.fabric else shape.host.device_link
-        line.append(
-            f"  inside {inside}, out {ports}" if ports != "no network" else f"  inside {inside}", "dim"
-        )
+        line.append(f"  {inside}, {ports}", "dim")
         if group.spot:
             line.append(f"  spot at {group.price_factor:g}", style="yellow")
         branch.add(line)

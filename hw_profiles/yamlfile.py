@@ -18,6 +18,7 @@ from hw_profiles.errors import Problem, ProfileError
 PathKey = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 
+MAX_DEPTH = 16
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # YAML 1.1 reads `3.35e12` as text; people mean a number.
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)?")
@@ -42,8 +43,10 @@ class Document:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             message = getattr(error, "problem", None) or str(error).splitlines()[0]
-            line = mark.line + 1 if mark else 0
+            line = min(mark.line + 1, text.count("\n") + 1) if mark else 0
             raise ProfileError([Problem(shown, line, f"is no valid YAML: {message}")]) from error
+        except RecursionError as error:
+            raise ProfileError([Problem(shown, 0, "is nested too deeply")]) from error
         if not isinstance(node, yaml.MappingNode):
             raise ProfileError([Problem(shown, 1, "must hold a mapping of keys to values")])
         self.value: dict[str, Any] = self._mapping(node, ())
@@ -76,6 +79,10 @@ class Document:
         return Problem(self.shown, self.line(path), message)
 
     def _value(self, node: yaml.Node, path: PathKey) -> Any:
+        if len(path) > MAX_DEPTH:
+            line = node.start_mark.line + 1
+            self._problems.append(Problem(self.shown, line, "is nested too deeply"))
+            return None
         if not isinstance(node, yaml.ScalarNode):
             if id(node) in self._visited:  # it may even contain itself
                 line = node.start_mark.line + 1
@@ -118,7 +125,7 @@ class Document:
             return text.lower() in {"true", "yes", "on"}
         plain = getattr(node, "style", None) not in {"'", '"', "|", ">"}
         if plain and kind in {"int", "float", "str"} and _FLOAT.fullmatch(text):
-            number = text.replace("_", "")
+            number = text.replace("_", "")[:40]  # more digits mean nothing, and int() would refuse thousands
             return int(number) if number.lstrip("+-").isdigit() else float(number)
         if kind in {"str", "timestamp"}:
             return text

@@ -165,7 +165,7 @@ class _Program:
         return () if solution.x is None else self._place([round(count) for count in solution.x[:n]])
 
     def _constrain(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Fill in the constraints; returns what one replica of each slot and spanning option is worth."""
+        """Fill in the constraints; returns what a replica of each slot and spanning option adds to its model."""
         n, m, z = len(self.slots), len(self.spanning), 2 * len(self.slots) + len(self.spanning)
         need = {model: max(load.requests, 1e-3) for model, load in self.loads.items()}
         span_rate = {o: min(s.rate for s in self.slots if s.spans and s.option == o) for o in self.spanning}
@@ -173,16 +173,19 @@ class _Program:
         worth += [span_rate[option] / need[option.model] for option in self.spanning]
         models = [slot.option.model for slot in self.slots] + [option.model for option in self.spanning]
         column = [*range(n), *range(2 * n, 2 * n + m)]
-        scale = max(
-            sum(w for w, model in zip(worth, models, strict=True) if model == one) for one in set(models)
-        )
-        gains = np.array(worth) / scale
+        potential = dict.fromkeys(models, 0.0)
+        for one, value in zip(models, worth, strict=True):
+            potential[one] += value
+        shares = np.array(worth) / min(potential.values())  # so that z is of the order of one
+        gains = np.array([value / potential[one] for one, value in zip(models, worth, strict=True)])
         for at, devices in self.free.items():
             here = [(i, float(slot.size)) for i, slot in enumerate(self.slots) if slot.at == at]
             self.rows.append((here, 0.0, float(len(devices))))
         for model in sorted(set(models)):
-            mine = [(c, float(g)) for c, g, one in zip(column, gains, models, strict=True) if one == model]
+            mine = [(c, float(g)) for c, g, one in zip(column, shares, models, strict=True) if one == model]
             self.rows.append(([*mine, (z, -1.0)], 0.0, np.inf))
+            # each is served, however small its load
+            self.rows.append(([(c, 1.0) for c, _ in mine], 1.0, np.inf))
         for i, slot in enumerate(self.slots):
             if slot.serving:
                 self.rows.append(([(i, 1.0), (n + i, -1.0)], 0.0, np.inf))

@@ -45,9 +45,7 @@ def _without(run: ServedRun, runs: Sequence[ServedRun], performance: Performance
 
 
 def _replay(run: ServedRun, world: PerformanceModel, ledger: Ledger, limit: int | None) -> None:
-    setup = Setup(
-        run.device, run.model, run.tp, run.pp, run.dp, run.max_num_seqs, run.max_num_batched_tokens
-    )
+    setup = Setup(run.device, run.model, run.tp, run.pp, run.dp, run.max_num_seqs, run.max_num_batched_tokens)
     measured = run.requests[:limit]
     requests = [
         Request(i, r.queued_s, run.model.name, r.input_tokens, r.output_tokens)

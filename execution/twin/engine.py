@@ -260,7 +260,9 @@ class Engine:
         batch: list[tuple[Sequence, int]] = []
         n = self.decoding
         room = True
-        if n or self.partial is not None:
+        if self.partial is not None or (
+            (self.kv_tokens >> 4) + n + self.extra_blocks > self.capacity_blocks and n
+        ):
             room = self._schedule_running(chunks, batch)
             n = self.decoding
         if room and self.waiting:

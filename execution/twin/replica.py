@@ -52,6 +52,7 @@ class Replica:
     """One replica of a plan. Build its engine with `attach`."""
 
     __slots__ = (
+        "_identity",
         "awake",
         "cache",
         "cluster",
@@ -63,10 +64,8 @@ class Replica:
         "held_since_s",
         "id",
         "inbound",
-        "kind",
         "link_free_s",
         "listing",
-        "node",
         "position",
         "prefix_bit",
         "rank",
@@ -102,8 +101,7 @@ class Replica:
         self.costs = costs
         self.estimates = estimates
         """What the platform believes of it: the nominal performance model."""
-        self.kind = kind
-        self.node = node
+        self._identity = (identity, spec.model, spec.role, kind, node, spec.tp, spec.pp)
         self.start_s = start_s
         self.usd_per_s = usd_per_s
         self.cache: PrefixCache | None = None
@@ -232,25 +230,22 @@ class Replica:
         running = engine.running
         if not running:
             return 0.0
-        return engine.outstanding_tokens() / running * self._decode_step_s() / engine.speed
+        step_s = self.estimates.iteration_s(running, max(engine.anchor_kv, running), ()) / engine.speed
+        return engine.outstanding_tokens() / running * step_s
 
     def view(self, now_s: float) -> ReplicaView:
         """What a router sees now."""
-        spec, engine = self.spec, self.engine
+        engine = self.engine
         speed = engine.speed
         running = engine.running
+        kv = engine.anchor_kv
         capacity = self.costs.kv_capacity_tokens
-        held = engine.anchor_kv + (engine.extra_blocks << 4)
+        held = kv + (engine.extra_blocks << 4)
+        n = running or 1
         return _new_view(
             ReplicaView,
             (
-                self.id,
-                spec.model,
-                spec.role,
-                self.kind,
-                self.node,
-                spec.tp,
-                spec.pp,
+                *self._identity,
                 0.0 if self.state is State.SERVING else self.ready_in_s(now_s),
                 running,
                 len(engine.waiting),
@@ -258,18 +253,14 @@ class Replica:
                 held if held < capacity else capacity,
                 capacity,
                 float(engine.outstanding_tokens()),
-                spec.max_num_seqs,
-                spec.max_num_batched_tokens,
+                engine.max_seqs,
+                engine.max_batched,
                 self.rates[0] * speed,
-                self._decode_step_s() / speed,
+                self.estimates.iteration_s(n, kv if kv > n else n, ()) / speed,
                 self.rates[1] * speed,
                 speed,
             ),
         )
-
-    def _decode_step_s(self) -> float:
-        n = self.engine.running or 1
-        return self.estimates.iteration_s(n, max(self.engine.anchor_kv, n), ())
 
     def _estimate_rates(self) -> None:
         n = max(1, min(self.spec.max_num_seqs, self.costs.kv_capacity_tokens // TYPICAL_CONTEXT_TOKENS))

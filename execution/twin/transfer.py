@@ -56,6 +56,7 @@ class TransferOffice:
 
     def __init__(
         self,
+        *,
         topology: TopologyLike,
         gateway: Gateway,
         deployment: Deployment,

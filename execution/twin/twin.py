@@ -82,7 +82,12 @@ class Twin:
             leap=leap,
         )
         self._transfers = TransferOffice(
-            topology, self._gateway, self._deployment, self.meter, self._agenda, world.link_scale
+            topology=topology,
+            gateway=self._gateway,
+            deployment=self._deployment,
+            meter=self.meter,
+            agenda=self._agenda,
+            link_scale=world.link_scale,
         )
         self._now_s = 0.0
         self._happenings: list[Happening] = []
@@ -214,7 +219,7 @@ class Twin:
 
     # -- time --------------------------------------------------------------------------------------------
 
-    def _run(self, limit_s: float, *, until_idle: bool) -> bool:
+    def _run(self, limit_s: float, *, until_idle: bool) -> bool:  # noqa: PLR0912 - inner loop: calls cost
         """Let events happen in order up to limit_s; at one instant cluster events come first, then ends of
         iterations, then arrivals, then idle replicas begin. True: idle."""
         agenda, gateway, meter = self._agenda, self._gateway, self.meter

@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import gamma as gamma_function
 from scipy.special import gammaln
 
@@ -51,7 +50,10 @@ def weibull_shape(cv: float) -> float:
         return 0.1
     if excess(high) >= 0:
         return 1000.0
-    return math.exp(float(brentq(excess, low, high)))
+    for _ in range(60):  # bisection: the CV falls with the shape
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return math.exp((low + high) / 2)
 
 
 def renewal_times(

@@ -40,9 +40,11 @@ class Sessions(_Frozen):
     common_blocks: int = Field(ge=0)
     """Prefix blocks that all requests share (a system prompt)."""
     continues: tuple[float, ...] = Field(min_length=1)
-    """Probability that turn k (from 1) is followed by another; the last one holds for all later turns."""
-    keeps_all: float = Field(ge=0, le=1)
-    """Share of the next turns that extend the whole previous prompt."""
+    """Probability that turn k (from 1) is followed by another, where its prompt has a whole block beyond the
+    common ones (no other turn is); the last one holds for all later turns."""
+    keeps_all: tuple[float, ...] = Field(min_length=1)
+    """Share of the next turns that extend the whole previous prompt, where that had [2^k, 2^(k+1)) blocks for
+    k from 0; the last one holds for all longer prompts."""
     kept_share: tuple[float, ...] = Field(min_length=_SIZE, max_length=_SIZE)
     """Quantiles of the share of the previous prompt's blocks that the other turns keep."""
     think_s: tuple[float, ...] = Field(min_length=_SIZE, max_length=_SIZE)

@@ -66,41 +66,68 @@ def fit(
     Raises:
         WorkloadError: when nothing in the trace continues anything.
     """
-    later = [(requests[i], turn) for i, turn in enumerate(found) if turn.parent is not None]
-    if not later:
+    think = [
+        max(requests[i].arrival_s - requests[turn.parent].arrival_s, 1e-3)
+        for i, turn in enumerate(found)
+        if turn.parent is not None
+    ]
+    if not think:
         raise WorkloadError("no request continues another: there are no sessions to fit")
-    think, whole, kept, added, branch = [], 0, [0.5], [1], [1]
-    for request, turn in later:
-        parent = requests[turn.parent or 0]
-        think.append(max(request.arrival_s - parent.arrival_s, 1e-3))
-        fresh = max(request.input_tokens - turn.shared_blocks * block_tokens, 1)
-        if turn.shared_blocks >= len(parent.block_hashes) - 1:
-            whole += 1
-            added.append(fresh)
-        else:
-            kept.append(turn.shared_blocks / len(parent.block_hashes))
-            branch.append(fresh)
+    # What follows the last turns is cut off by the end of the trace: they say nothing about going on.
+    last_s = requests[-1].arrival_s - float(np.quantile(think, 0.95))
+    early = max(1, sum(request.arrival_s <= last_s for request in requests))
+    able = [requests[i].input_tokens // block_tokens > common_blocks for i in range(early)]
+    later = [
+        (request, turn) for request, turn in zip(requests, found, strict=True) if turn.parent is not None
+    ]
+    keeps_all, kept, added, branch = _growth(requests, later, block_tokens)
     return Sessions(
         common_blocks=common_blocks,
-        continues=tuple(_continuation(requests, found, patience_s=float(np.quantile(think, 0.95)))),
-        keeps_all=round(whole / len(later), 4),
-        kept_share=tuple(lengths.quantile_table(kept[1:] or kept)),
+        continues=tuple(_continuation(able, found)),
+        keeps_all=tuple(keeps_all),
+        kept_share=tuple(lengths.quantile_table(kept)),
         think_s=tuple(lengths.quantile_table(think)),
-        added_tokens=tuple(lengths.quantile_table(added[1:] or added)),
-        branch_tokens=tuple(lengths.quantile_table(branch[1:] or branch)),
+        added_tokens=tuple(lengths.quantile_table(added)),
+        branch_tokens=tuple(lengths.quantile_table(branch)),
         output_tokens=tuple(lengths.quantile_table([request.output_tokens for request, _ in later])),
     )
 
 
-def _continuation(requests: Sequence[Request], found: Sequence[Turn], patience_s: float) -> list[float]:
+def _growth(
+    requests: Sequence[Request], later: Sequence[tuple[Request, Turn]], block_tokens: int
+) -> tuple[list[float], list[float], list[int], list[int]]:
+    """How prompts grow: share that keeps all by size class; share kept, and fresh tokens, of the two kinds."""
+    classes = 1 + max(_size_class(len(request.block_hashes)) for request in requests)
+    whole, every = np.zeros(classes), np.zeros(classes)
+    kept: list[float] = []
+    added: list[int] = []
+    branch: list[int] = []
+    for request, turn in later:
+        parent = requests[turn.parent or 0]
+        size = _size_class(len(parent.block_hashes))
+        every[size] += 1
+        fresh = max(request.input_tokens - turn.shared_blocks * block_tokens, 1)
+        if turn.shared_blocks >= len(parent.block_hashes) - 1:
+            whole[size] += 1
+            added.append(fresh)
+        else:
+            kept.append(turn.shared_blocks / len(parent.block_hashes))
+            branch.append(fresh)
+    # A class without turns takes the share of all, as if it had one.
+    shares = (whole + whole.sum() / every.sum()) / (every + 1)
+    # A kind that never comes is never drawn either: its tables only have to be there.
+    return [round(float(share), 4) for share in shares], kept or [0.5], added or [1], branch or [1]
+
+
+def _continuation(able: Sequence[bool], found: Sequence[Turn]) -> list[float]:
     """Share of the turns at each depth that were continued, up to the depth where they become few.
 
-    Only turns that came `patience_s` before the end count: what follows the others is cut off.
+    Only turns that are `able` count: those with a whole block beyond the common ones. Whether the others went
+    on cannot be seen in block hashes; their next turns look like first ones, here and in what is generated.
     """
-    last_s = requests[-1].arrival_s - patience_s
-    early = max(1, sum(request.arrival_s <= last_s for request in requests))
-    reached = np.bincount([turn.depth for turn in found[:early]])
-    continued = {turn.parent for turn in found if turn.parent is not None and turn.parent < early}
+    reached = np.bincount([turn.depth for turn, counts in zip(found, able, strict=False) if counts])
+    continued = {turn.parent for turn in found if turn.parent is not None and turn.parent < len(able)}
+    continued = {parent for parent in continued if able[parent]}
     parents = np.bincount([found[i].depth for i in continued], minlength=len(reached))
     shares: list[float] = []
     for depth in range(1, len(reached)):
@@ -140,8 +167,9 @@ def generate(
             blocks = (*blocks[:count], *range(fresh, fresh + new))
             fresh += new
             requests.append(Request(len(requests), time_s, model, tokens, output, blocks))
+            able = tokens // block_tokens > sessions.common_blocks
             go_on = sessions.continues[min(depth, len(sessions.continues)) - 1]
-            if rng.random() >= go_on:
+            if not able or rng.random() >= go_on:
                 break
             time_s += _draw(rng, sessions.think_s)
             if time_s >= end_s:
@@ -158,12 +186,18 @@ def _next_prompt(
     rng: np.random.Generator, sessions: Sessions, tokens: int, blocks: int, block_tokens: int
 ) -> tuple[int, int]:
     """(prompt tokens, blocks kept) of the turn after one of `tokens` tokens."""
-    if rng.random() < sessions.keeps_all:
+    share = sessions.keeps_all[min(_size_class(blocks), len(sessions.keeps_all) - 1)]
+    if rng.random() < share:
         kept, table = tokens // block_tokens, sessions.added_tokens
     else:
         kept, table = int(_draw(rng, sessions.kept_share) * blocks), sessions.branch_tokens
-    kept = max(kept, min(sessions.common_blocks, blocks))
+    kept = max(kept, min(sessions.common_blocks + 1, blocks))
     return kept * block_tokens + max(1, round(_draw(rng, table))), kept
+
+
+def _size_class(blocks: int) -> int:
+    """The k of [2^k, 2^(k+1)) blocks."""
+    return max(blocks, 1).bit_length() - 1
 
 
 def _draw(rng: np.random.Generator, table: Sequence[float]) -> float:

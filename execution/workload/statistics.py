@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from loop.contracts import Workload
 
@@ -90,7 +89,14 @@ def rank_correlation(first: NDArray[np.int64], second: NDArray[np.int64]) -> flo
     """Spearman's rank correlation; 0 where one of them does not vary."""
     if len(first) < 3 or first.min() == first.max() or second.min() == second.max():
         return 0.0
-    return float(spearmanr(first, second).statistic)
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _ranks(values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Rank of each value; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def prefix_sharing(workload: Workload) -> float:

@@ -126,6 +126,8 @@ class EngineFit:
     """Per sequence in the batch: block tables, sampling, detokenising."""
     first_token_s: float = 0.0
     """Per request, outside the iterations: tokenising, queueing, sending the first token back."""
+    floor_s: float = 0.0
+    """Kernels shorter than this hide behind the CPU that launches them (eager engines; 0: graphs)."""
     kernel_scale: float = 1.0
     """Kernel times inside the engine against kernel times measured alone."""
     error: float | None = None

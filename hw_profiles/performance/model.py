@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hw_profiles.schema import ModelSpec
     from hw_profiles.topology import Device
 
+
 class Links(Protocol):
     """The share of a Topology that a replica's speed depends on."""
 

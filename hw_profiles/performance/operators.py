@@ -104,13 +104,16 @@ class StageOperators:
         """Everything but attention, experts and head, of all layers, for `tokens` in the batch."""
         if tokens <= 0:
             return 0.0
-        layer_s = sum(self._gemm_s(tokens, k, n, near) for k, n, near in self._gemms)
-        layer_s += self._elementwise_s(tokens)
+        layer_s = self.matrix_products_s(tokens) + self._elementwise_s(tokens)
         reduce_s = 0.0
         if self._tp > 1:
             moved = ACTIVATION_BYTES * tokens * self._model.hidden_size
             reduce_s = 2.0 * self.all_reduce_s(moved, self._tp) * self._by.communication
         return self._layers * (layer_s * self._scale * self._by.dense + reduce_s)
+
+    def matrix_products_s(self, tokens: int) -> float:
+        """The matrix products of one layer, experts aside."""
+        return sum(self._gemm_s(tokens, k, n, near) for k, n, near in self._gemms)
 
     def experts_s(self, tokens: int) -> float:
         """Routed experts of all layers; `tokens` is the mean over the `ep` ranks. 0.0 for a dense model."""

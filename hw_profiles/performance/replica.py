@@ -16,6 +16,7 @@ wait for the slowest, since they meet in every layer's expert exchange. The expe
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
@@ -36,19 +37,20 @@ class ReplicaPerformance:
     """Timing and capacity of one replica. Build it with `PerformanceModel.replica`."""
 
     __slots__ = (
+        "_base_s",
         "_decode",
         "_dense",
         "_dense_knots",
         "_dp",
-        "_engine",
         "_expert_knots",
         "_experts",
+        "_floor_s",
         "_has_experts",
         "_head",
         "_idle_block_s",
         "_launch_s",
         "_mixed",
-        "_overhead",
+        "_per_sequence_s",
         "_pp",
         "_prefill",
         "_stages",
@@ -79,8 +81,10 @@ class ReplicaPerformance:
         self._stages = tuple(stages)
         self._pp = pp
         self._dp = dp
-        self._engine = engine
-        self._overhead = overhead_factor
+        # Micro-batches follow each other through the stages, each with the engine's work of its own.
+        self._base_s = engine.base_s * overhead_factor * pp
+        self._per_sequence_s = engine.per_sequence_s * overhead_factor
+        self._floor_s = engine.floor_s * overhead_factor * pp
         self._transfer_s = transfer_s
         self.kv_capacity_tokens = kv_capacity_tokens
         self.kv_bytes_per_token = kv_bytes_per_token
@@ -120,7 +124,10 @@ class ReplicaPerformance:
         attention_s = self._prompts_s(chunks)
         if n_decode > 0:
             attention_s += self._beside_s(n_decode, kv_decode_tokens, chunks)
-        return attention_s + self._fixed_s(tokens, tokens, n_decode + len(chunks))
+        sequences = n_decode + len(chunks)
+        kernels_s = attention_s + self._fixed_s(tokens, tokens, sequences)
+        kernels_s = max(kernels_s, self._floor_s)
+        return kernels_s + self._base_s + self._per_sequence_s * sequences
 
     def decode_segment(self, n_decode: int, kv_decode_tokens: int) -> tuple[float, float, float]:
         """(base_s, slope_s_per_token, kv_end): pure decode costs base + slope * kv for kv in [now, kv_end)."""
@@ -144,9 +151,9 @@ class ReplicaPerformance:
             attention_s = self._prompts_s(own) if own else 0.0
             if share > 0:
                 attention_s += self._beside_s(share, kv, own)
-            rank_s = attention_s + self._fixed_s(load, mean, share + len(own))
-            slowest_s = max(slowest_s, rank_s)
-        return slowest_s
+            rank_s = max(self._floor_s, attention_s + self._fixed_s(load, mean, share + len(own)))
+            slowest_s = max(slowest_s, rank_s + self._per_sequence_s * (share + len(own)))
+        return slowest_s + self._base_s
 
     def _prompts_s(self, chunks: Sequence[tuple[int, int]]) -> float:
         """Attention of prompt chunks, in one launch."""
@@ -175,26 +182,22 @@ class ReplicaPerformance:
         return 2048.0 / self.iteration_s(0, 0, ((2048, 0),))
 
     def _fixed_s(self, tokens: int, expert_tokens: int, sequences: int) -> float:
-        """What does not depend on the context: dense layers, experts, head, engine overhead, transfers."""
+        """Kernels whose time does not depend on the context: dense layers, experts, head, transfers."""
         dense_s = self._dense.get(tokens)
         if dense_s is None:
             dense_s = self._dense[tokens] = _interpolated(self._dense_at, tokens)
         head_s = self._head.get(sequences)
         if head_s is None:
-            head_s = self._head[sequences] = self._head_and_overhead(sequences)
+            share = -(-sequences // self._pp)
+            # The head runs on the last stage only, yet it holds up every micro-batch there.
+            head_s = self._pp * max(stage.head_s(share) for stage in self._stages)
+            self._head[sequences] = head_s
         if not self._has_experts:
             return dense_s + head_s
         experts_s = self._experts.get(expert_tokens)
         if experts_s is None:
             experts_s = self._experts[expert_tokens] = _interpolated(self._experts_at, expert_tokens)
         return dense_s + experts_s + head_s
-
-    def _head_and_overhead(self, sequences: int) -> float:
-        share = -(-sequences // self._pp)
-        overhead_s = self._engine.base_s + self._engine.per_sequence_s * share
-        head_s = max(stage.head_s(share) for stage in self._stages)
-        # The head runs on the last stage only, yet it holds up every micro-batch there.
-        return self._pp * (head_s + overhead_s * self._overhead)
 
     def _dense_at(self, tokens: int) -> float:
         found = self._dense_knots.get(tokens)
@@ -216,7 +219,11 @@ class ReplicaPerformance:
         """Pure decode of `n` sequences in all: a whole iteration, by total context."""
         dp = self._dp
         share = -(-n // dp)
-        ends, bases, slopes = self._attention_pieces(share, self._fixed_s(share, share, share), mixed=False)
+        overhead_s = self._base_s + self._per_sequence_s * share
+        kernels_s = self._fixed_s(share, share, share)
+        ends, bases, slopes = self._attention_pieces(
+            share, kernels_s + overhead_s, mixed=False, floor_s=self._floor_s + overhead_s
+        )
         if dp > 1:
             ends, slopes = [end * dp for end in ends], [slope / dp for slope in slopes]
         pieces = self._decode[n] = (ends, bases, slopes)
@@ -227,21 +234,24 @@ class ReplicaPerformance:
         pieces = self._mixed[n] = self._attention_pieces(n, -self._launch_s, mixed=True)
         return pieces
 
-    def _attention_pieces(self, n: int, offset_s: float, *, mixed: bool) -> Segments:
+    def _attention_pieces(
+        self, n: int, offset_s: float, *, mixed: bool, floor_s: float = -math.inf
+    ) -> Segments:
         share, pp = -(-n // self._pp), self._pp
         knots = [float(n), *(kv for kv in KV_KNOTS if kv > n)]
 
         def attention_s(kv: float) -> float:
             return pp * max(stage.decode_attention_s(share, kv / pp, mixed=mixed) for stage in self._stages)
 
-        return _pieces(knots, [attention_s(kv) for kv in knots], offset_s)
+        values = [attention_s(kv) + offset_s for kv in knots]
+        return _pieces(*_floored(knots, values, floor_s))
 
     def _prefill_pieces(self, chunk: int) -> Segments:
         """Attention of one prompt chunk, by the context before it."""
         # Micro-batches split the chunk's tokens: together they attend to as many pairs as one would.
         knots = [float(context) for context in CONTEXT_KNOTS]
         values = [max(stage.prefill_attention_s(chunk, int(c)) for stage in self._stages) for c in knots]
-        pieces = _pieces(knots, values, -self._launch_s)
+        pieces = _pieces(knots, [value - self._launch_s for value in values])
         self._prefill[chunk] = pieces
         return pieces
 
@@ -256,15 +266,31 @@ def _interpolated(at: Callable[[int], float], tokens: int) -> float:
     return low_s + (at(low + step) - low_s) * (tokens - low) / step
 
 
-def _pieces(knots: Sequence[float], values: Sequence[float], offset: float) -> Segments:
-    """Linear pieces through (knots, values + offset), continued straight beyond both ends."""
+def _floored(knots: list[float], values: list[float], floor: float) -> tuple[list[float], list[float]]:
+    """max(values, floor) over knots, with a knot added where a line crosses the floor."""
+    if min(values) >= floor:
+        return knots, values
+    xs: list[float] = []
+    ys: list[float] = []
+    for i, (x, y) in enumerate(zip(knots, values, strict=True)):
+        if i and (values[i - 1] - floor) * (y - floor) < 0.0:
+            share = (floor - values[i - 1]) / (y - values[i - 1])
+            xs.append(knots[i - 1] + share * (x - knots[i - 1]))
+            ys.append(floor)
+        xs.append(x)
+        ys.append(max(y, floor))
+    return xs, ys
+
+
+def _pieces(knots: Sequence[float], values: Sequence[float]) -> Segments:
+    """Linear pieces through (knots, values), continued straight beyond both ends."""
     ends: list[float] = []
     bases: list[float] = []
     slopes: list[float] = []
     for i in range(len(knots) - 1):
         slope = (values[i + 1] - values[i]) / (knots[i + 1] - knots[i])
         slopes.append(slope)
-        bases.append(values[i] - slope * knots[i] + offset)
+        bases.append(values[i] - slope * knots[i])
         ends.append(knots[i + 1])
-    ends[-1] = float("inf")
+    ends[-1] = math.inf
     return ends, bases, slopes

@@ -18,8 +18,14 @@ from rich.syntax import Syntax
 from execution.workload import SCENARIOS, open_workload, scenario, windows
 from hw_profiles import load_cluster
 from loop.commands.failing import InputError, one_line_errors
-from loop.compose.evolving import EvolutionConfig
-from loop.compose.experiment import Experiment, ExperimentConfig
+from loop.compose.evolving import DEFAULT_EVALUATIONS, EvolutionConfig
+from loop.compose.experiment import (
+    MAIN_CLUSTER,
+    MAIN_MODELS,
+    MAIN_WINDOW_S,
+    Experiment,
+    ExperimentConfig,
+)
 from loop.compose.objective import Objective
 from loop.contracts import ClusterEvent, PolicySource, ReplayMode, Slo, Workload
 from loop.runner.report import policy_diff, write_report
@@ -42,7 +48,7 @@ def replay(
             f"{', '.join(sorted(SCENARIOS))}."
         ),
     ] = DEFAULT_SCENARIO,
-    cluster: Annotated[str, typer.Option(help="Packaged cluster or a YAML file.")] = "mixed-64",
+    cluster: Annotated[str, typer.Option(help="Packaged cluster or a YAML file.")] = MAIN_CLUSTER,
     model: Annotated[
         list[str] | None, typer.Option(help="Model to serve; may be given several times.")
     ] = None,
@@ -64,14 +70,16 @@ def replay(
         Objective | None,
         typer.Option(help="What evolution lowers. Default: time in batch replay, goodput online."),
     ] = None,
-    window_s: Annotated[float, typer.Option(min=1.0, help="Seconds between two monitoring points.")] = 300.0,
+    window_s: Annotated[
+        float, typer.Option(min=1.0, help="Seconds between two monitoring points.")
+    ] = MAIN_WINDOW_S,
     rate_scale: Annotated[float, typer.Option(min=0.001, help="Multiply the request rate.")] = 1.0,
     max_windows: Annotated[int, typer.Option(min=1, help="Use at most so many windows.")] = 1000,
     slo_ttft_s: Annotated[float, typer.Option(min=0.001, help="SLO: time to first token.")] = 10.0,
     slo_tpot_s: Annotated[float, typer.Option(min=0.001, help="SLO: time per output token.")] = 0.2,
     evaluations: Annotated[
         int, typer.Option(min=0, help="Evaluations in the twin that each step of evolution may spend.")
-    ] = 48,
+    ] = DEFAULT_EVALUATIONS,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = max(1, min(8, os.cpu_count() or 2)),
     seed: Annotated[int, typer.Option(help="Of the workload, the hidden world and evolution.")] = 0,
     oracle: Annotated[bool, typer.Option(help="Also run the per-window oracle.")] = True,
@@ -90,7 +98,7 @@ def replay(
     mixed GPUs.
     """
     with one_line_errors():
-        models = tuple(model or ["llama-3.1-70b"])
+        models = tuple(model or MAIN_MODELS)
         data = find_data(data_dir)
         workload, events = open_trace(trace, models, cluster, data, seed, rate_scale)
         cut = tuple(windows(workload, window_s, events))[:max_windows]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from execution.twin import WorldParameters
 from hw_profiles.performance import Perturbation
-from loop.compose.evolving import Evolution, EvolutionConfig
+from loop.compose.evolving import DEFAULT_EVALUATIONS, Evolution, EvolutionConfig
 from loop.compose.jobs import JobSetup, OracleStep, Told, best_of, drain, run_policy, start_pool
 from loop.compose.objective import Objective
 from loop.compose.replay import ReplayConfig, Start, replay
@@ -48,9 +48,12 @@ from loop.runner.results import (
     WindowInfo,
 )
 from loop.runner.table import Progress
-from strategy.baselines import load_baseline
+from strategy.baselines import list_baselines, load_baseline
 
 EVOLVING = "evolving"
+MAIN_CLUSTER = "mixed-64"
+MAIN_MODELS = ("llama-3.1-70b",)
+MAIN_WINDOW_S = 300.0
 HIDDEN_SPREAD = 0.2
 EVOLUTION_SPREAD = 0.15
 EVOLUTION_WORLDS = 2
@@ -80,6 +83,19 @@ class ExperimentConfig:
     """Also run tuned static and best of N random programs."""
     oracle: bool = True
     """Also run the per-window oracle (batch replay only)."""
+
+
+def main_job(*, seed: int = 0, evaluations: int = DEFAULT_EVALUATIONS) -> ExperimentConfig:
+    """What `make run` runs, and `benchmarks.loop_first` over several seeds."""
+    return ExperimentConfig(
+        title="a volatile hour",
+        cluster=MAIN_CLUSTER,
+        models=MAIN_MODELS,
+        window_s=MAIN_WINDOW_S,
+        seed=seed,
+        baselines=tuple(list_baselines()),
+        evolution=EvolutionConfig(evaluations=evaluations),
+    )
 
 
 class Experiment:
@@ -210,7 +226,7 @@ class Experiment:
                 self._update(EVOLVING, note=evolution.status)
                 self.on_progress()
         except KeyboardInterrupt:
-            evolution.stop()
+            evolution.background.stop()
             raise
         outcome = box[0]
         if isinstance(outcome, BaseException):

@@ -92,6 +92,11 @@ class BackgroundEvolution:
         """The policy that serves now."""
         return self.served[-1]
 
+    @property
+    def past(self) -> tuple[PastWindow, ...]:
+        """Every window that is over, in order."""
+        return tuple(self._past)
+
     def next_policy(self, obs: Observation) -> Policy | None:
         """Collect the step that ran, maybe hand over, and start the next one."""
         self._collect()
@@ -108,9 +113,13 @@ class BackgroundEvolution:
         if result.faults.total and len(self.served) > 1:
             self._roll_back = True
 
+    def stop(self) -> None:
+        """Ask the step that runs to end soon; no further one begins."""
+        self._stop.set()
+
     def close(self) -> None:
         """Stop the step that runs, and wait for it."""
-        self._stop.set()
+        self.stop()
         self._collect()
         self._pool.shutdown(wait=True)
 

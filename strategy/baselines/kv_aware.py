@@ -1,8 +1,8 @@
 """Best static layout; replicas are scored by prefix hit, queue and KV use, with fixed weights.
 
 How the usual inference gateways route (llm-d's and the vLLM production stack's scorers, Dynamo's KV router).
-Each term is in 0 to 1; the queue is in seconds of work here, not in requests, which suits mixed clusters. The
-weights are right for one load and wrong for the next: a popular prefix can pile up one queue.
+All terms are in seconds here, not in numbers of requests or blocks, which suits mixed clusters. The weights
+are right for one load and wrong for the next: a popular prefix can pile up one queue.
 """
 
 from strategy.policy_api import (
@@ -22,14 +22,12 @@ from strategy.policy_api import (
 )
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
-MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
-TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
-CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
-PREFIX_WEIGHT = 3.0  # 0 to 10: share of the prompt that is in the replica's prefix cache
-QUEUE_WEIGHT = (
-    2.0  # 0 to 10: estimated time until the request is done, between the best and the worst replica
-)
-KV_WEIGHT = 0.5  # 0 to 10: share of the KV cache that is free
+MAX_BATCHED_TOKENS = 2048  # 512 to 16384: tokens of one iteration
+TAIL = 4.0  # 0 to 8: how far outputs run on beyond their prediction; more avoids slow steps
+CONCURRENCY = 1.0  # 0.1 to 4: batch that the layout assumes, against the expected one
+PREFIX_WEIGHT = 2.0  # 0 to 10: prefill time that the replica's prefix cache saves
+QUEUE_WEIGHT = 1.0  # 0 to 10: estimated time until the request is done
+KV_WEIGHT = 4.0  # 0 to 60: seconds that a full KV cache counts for
 
 
 def should_replan(obs: Observation, memo: Memo) -> bool:
@@ -49,16 +47,15 @@ def _layout(obs: Observation) -> Plan:
 
 def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
     """The best weighted score, as the least weighted cost."""
-    done_s = finish_times_s(request, replicas, TAIL)
-    soonest = min(done_s)
-    queue_scale = QUEUE_WEIGHT / ((max(done_s) - soonest) or 1.0)
-    prefix_scale = PREFIX_WEIGHT / max(1, request.input_tokens)
+    tokens = request.input_tokens
     cached = request.cached_tokens or (0,) * len(replicas)
     costs = [
-        -prefix_scale * cached[index]
-        + queue_scale * (done_s[index] - soonest)
+        QUEUE_WEIGHT * finish_s
+        - PREFIX_WEIGHT * min(cached[index], tokens) / (replica.prefill_tokens_per_s or 1e-9)
         + KV_WEIGHT * replica.kv_tokens / max(1, replica.kv_capacity_tokens)
-        for index, replica in enumerate(replicas)
+        for index, (replica, finish_s) in enumerate(
+            zip(replicas, finish_times_s(request, replicas, TAIL), strict=True)
+        )
     ]
     return least_cost(request, replicas, costs)
 

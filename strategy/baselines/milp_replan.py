@@ -18,11 +18,12 @@ from strategy.policy_api import (
     first_to_finish,
     keep,
     loads,
+    plan_serving_s,
 )
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
-MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
-TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
+MAX_BATCHED_TOKENS = 2048  # 512 to 16384: tokens of one iteration
+TAIL = 4.0  # 0 to 8: how far outputs run on beyond their prediction; more avoids slow steps
 MOVED = 0.1  # 0 to 1: relative change of a load's requests or lengths that counts as a change
 RESTART_PENALTY = 0.02  # 0 to 0.5: share of its throughput that a replica which can stay counts for on top
 SOLVE_SHARE = 0.8  # 0.1 to 0.9: share of the planning budget that the solver may use
@@ -57,11 +58,10 @@ def plan(obs: Observation, budget_s: float, memo: Memo) -> Plan:
             memo[f"{name}:{load.model}"] = value
     problem = LayoutProblem(obs, expected, MAX_NUM_SEQS, MAX_BATCHED_TOKENS, RESTART_PENALTY)
     specs = solve_layout(problem, SOLVE_SHARE * budget_s)
-    if specs:
+    filled = fill(obs, expected, keep(obs), MAX_NUM_SEQS, MAX_BATCHED_TOKENS)
+    if specs and plan_serving_s(obs, specs, expected) <= plan_serving_s(obs, filled, expected):
         return Plan(specs, "optimal layout for the load just seen (HiGHS)")
-    return Plan(
-        fill(obs, expected, keep(obs), MAX_NUM_SEQS, MAX_BATCHED_TOKENS), "no optimum in time: keep and fill"
-    )
+    return Plan(filled, "no better layout found in time: keep and fill")
 
 
 def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:

@@ -1,9 +1,9 @@
-"""Reschedules every few windows; routes to the replica with the most room left (its freeness).
+"""Reschedules every few windows; routes by freeness: what ends soon and has room left for its KV.
 
 After Llumnix (Sun et al. 2024): a replica's virtual usage is the KV cache that its running requests hold
-plus what its queue will need, and freeness is the room that remains, per second of its speed. Every few
-windows the layout is reconsidered, and requests that have not started are dealt out anew (the data plane
-routes them again at each applied plan), which is how this one migrates.
+plus what its queue will need. Every few windows the layout is reconsidered, and changed when that pays;
+requests that have not started are dealt out anew (the data plane routes them again at each applied plan),
+which is how this one migrates.
 """
 
 from strategy.policy_api import (
@@ -25,12 +25,12 @@ from strategy.policy_api import (
 )
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
-MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
-TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
-CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
+MAX_BATCHED_TOKENS = 2048  # 512 to 16384: tokens of one iteration
+TAIL = 4.0  # 0 to 8: how far outputs run on beyond their prediction; more avoids slow steps
+CONCURRENCY = 1.0  # 0.1 to 4: batch that the layout assumes, against the expected one
 PERIOD_WINDOWS = 3  # 1 to 16: windows between two reschedulings
 MARGIN = 1.5  # 1 to 10: a new layout must save this many times what the change costs, until the next one
-FULL = 0.9  # 0.5 to 1: KV use above which a replica counts as full
+PRESSURE = 0.2  # 0 to 4: how much later a replica counts whose KV cache is all spoken for
 
 
 def should_replan(obs: Observation, memo: Memo) -> bool:
@@ -57,15 +57,15 @@ def _filled(obs: Observation) -> Plan:
 
 
 def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
-    """The highest freeness: room for KV times pace; where there is no room, what finishes first."""
+    """The soonest end, put off by virtual usage: a replica whose KV is spoken for counts as later."""
     need = request.input_tokens + request.predicted_output_tokens
-    finish_s = finish_times_s(request, replicas, TAIL)
-    freeness = []
-    for r, done_s in zip(replicas, finish_s, strict=True):
-        virtual = r.kv_tokens + r.waiting_tokens + r.outstanding_tokens + need
-        room = FULL - virtual / max(1, r.kv_capacity_tokens)
-        freeness.append(room * r.decode_tokens_per_s if room > 0 and r.ready_in_s <= 0 else -done_s)
-    return least_cost(request, replicas, [-free for free in freeness])
+    costs = []
+    for r, finish_s in zip(replicas, finish_times_s(request, replicas, TAIL), strict=True):
+        virtual = (r.kv_tokens + r.waiting_tokens + r.outstanding_tokens + need) / max(
+            1, r.kv_capacity_tokens
+        )
+        costs.append(finish_s * (1.0 + PRESSURE * virtual))
+    return least_cost(request, replicas, costs)
 
 
 def priority(request: RequestView, replica: ReplicaView, memo: Memo) -> float:

@@ -22,8 +22,8 @@ from strategy.policy_api import (
 )
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
-MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
-CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
+MAX_BATCHED_TOKENS = 2048  # 512 to 16384: tokens of one iteration
+CONCURRENCY = 1.0  # 0.1 to 4: batch that the layout assumes, against the expected one
 START_WAIT_S = 60.0  # 0 to 600: a replica that starts so much later than the soonest gets no turns yet
 
 

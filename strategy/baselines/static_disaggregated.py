@@ -29,10 +29,10 @@ from strategy.policy_api import (
 )
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
-MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
-TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
-CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
-PREFILL_BIAS = 1.0  # 0.25 to 4: above 1, the prefill side gets more than its estimated share
+MAX_BATCHED_TOKENS = 2048  # 512 to 16384: tokens of one iteration
+TAIL = 4.0  # 0 to 8: how far outputs run on beyond their prediction; more avoids slow steps
+CONCURRENCY = 1.0  # 0.1 to 4: batch that the layout assumes, against the expected one
+PREFILL_BIAS = 2.0  # 0.25 to 4: capacity of the prefill side against the decode side; prompts come in bursts
 
 
 def should_replan(obs: Observation, memo: Memo) -> bool:

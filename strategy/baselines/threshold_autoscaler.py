@@ -28,41 +28,50 @@ from strategy.policy_api import (
 )
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
-MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
-TAIL = 2.0  # 0 to 8: steps that a request may run on, against its predicted output
-CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
-HIGH = 0.8  # 0.5 to 1: utilisation above which replicas are added
-LOW = 0.45  # 0.1 to 0.6: utilisation below which replicas are removed
-TARGET = 0.6  # 0.3 to 0.9: utilisation after a change
+MAX_BATCHED_TOKENS = 2048  # 512 to 16384: tokens of one iteration
+TAIL = 4.0  # 0 to 8: how far outputs run on beyond their prediction; more avoids slow steps
+CONCURRENCY = 1.0  # 0.1 to 4: batch that the layout assumes, against the expected one
+HIGH = 0.7  # 0.5 to 1: utilisation above which replicas are added
+LOW = 0.3  # 0.1 to 0.6: utilisation below which replicas are removed
+TARGET = 0.5  # 0.3 to 0.9: utilisation after a change
 CALM_WINDOWS = 2  # 0 to 8: windows of low utilisation before replicas are removed
+GOOD_ENOUGH = 0.95  # 0 to 1: share of requests within the SLO below which replicas are added
 COOLDOWN_WINDOWS = 2  # 0 to 8: windows of rest after a change
 
 
 def should_replan(obs: Observation, memo: Memo) -> bool:
-    """On a lost replica at once; else when utilisation has left its band and the last change has settled."""
+    """On a lost replica at once, or when too few were served well; else when utilisation has left its band
+    and the last change has settled."""
     kept = keep(obs)
     if not kept or len(kept) < len(obs.plan.replicas):
         return True
     if obs.mode is ReplayMode.BATCH:
         return differs(obs.plan, Plan(_grow(obs, 0.0)))
     used = _utilisation(obs)
-    calm = memo.get("calm", 0.0) + 1.0 if used < LOW else 0.0
+    calm = memo.get("calm", 0.0) + 1.0 if used < LOW and not _suffers(obs) else 0.0
     memo["calm"] = calm
-    if obs.ticks_since_replan < COOLDOWN_WINDOWS:
-        return False
-    return used > HIGH or calm > CALM_WINDOWS
+    if used > HIGH or _suffers(obs):
+        return True
+    return calm > CALM_WINDOWS and obs.ticks_since_replan >= COOLDOWN_WINDOWS
 
 
 def plan(obs: Observation, budget_s: float, memo: Memo) -> Plan:
-    """Replicas for the target utilisation: first drop what is too much, then add what is missing."""
-    memo["calm"] = 0.0
+    """Replicas for the target utilisation: add what is missing, or after some calm drop what is too much."""
     if obs.mode is ReplayMode.BATCH:
         return Plan(_grow(obs, 0.0), "batch: every device shortens the window")
     used = _utilisation(obs)
     until_s = TARGET * obs.window_s
-    if used < LOW:
+    if memo.get("calm", 0.0) > CALM_WINDOWS:
+        memo["calm"] = 0.0
         return Plan(shrink(obs, loads(obs), keep(obs), until_s), f"utilisation {used:.0%}: fewer replicas")
+    if _suffers(obs):  # the estimate of what is needed was too low
+        until_s *= min(1.0, used)
     return Plan(_grow(obs, until_s), f"utilisation {used:.0%}: more replicas")
+
+
+def _suffers(obs: Observation) -> bool:
+    """Whether too many requests of the last window missed the SLO."""
+    return any(demand.finished > 0 and demand.goodput < GOOD_ENOUGH for demand in obs.demand)
 
 
 def _grow(obs: Observation, until_s: float) -> tuple[ReplicaSpec, ...]:

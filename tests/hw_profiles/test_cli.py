@@ -43,7 +43,7 @@ def test_show_gives_figures_and_sources(name: str) -> None:
 def test_show_draws_a_tree_of_the_cluster() -> None:
     out = runner.invoke(app, ["show", "mixed-64"]).stdout
     assert "h100-1" in out
-    assert "inside nvlink4" in out
+    assert "nvlink4, 8 x ib-ndr" in out
     assert out.count("■") == 64
     shown = json.loads(runner.invoke(app, ["show", "elastic-a100", "--json"]).stdout)
     assert sum(device["spot"] for device in shown["devices"]) == 24

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hw_profiles import (
     ProfileError,
@@ -14,6 +16,7 @@ from hw_profiles import (
     load_device,
     load_model,
 )
+from hw_profiles.loader import problems_in
 
 from .conftest import CLUSTER, DEVICE, NODE
 
@@ -105,7 +108,17 @@ def test_file_name_and_name_must_agree(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[1, 2]", b"just text", b"\xff\xfe\x00", b"a: &x [*x]", b"<<: {a: 1}"]
+    "content",
+    [
+        b"",
+        b"[1, 2]",
+        b"just text",
+        b"\xff\xfe\x00",
+        b"a: &x [*x]",
+        b"<<: {a: 1}",
+        b"a: " + b"[" * 5000,
+        b"a: " + b"[" * 50 + b"]" * 50,
+    ],
 )
 def test_files_that_are_no_profile_at_all(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "odd.yaml"
@@ -113,6 +126,30 @@ def test_files_that_are_no_profile_at_all(tmp_path: Path, content: bytes) -> Non
     with pytest.raises(ProfileError) as caught:
         load_model(str(path))
     assert str(path) in str(caught.value)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    base=st.sampled_from([DEVICE, NODE, CLUSTER]),
+    at=st.floats(0, 1),
+    cut=st.integers(0, 12),
+    insert=st.text(st.sampled_from("ab1-:{}[],&*!|>'\"#% \n.e_\t\u00e9"), max_size=6),
+)
+def test_damaged_file_gives_problems_with_lines_and_nothing_else(
+    write: Write, base: str, at: float, cut: int, insert: str
+) -> None:
+    start = int(at * len(base))
+    damaged = base[:start] + insert + base[start + cut :]
+    path = write("damaged.yaml", damaged)
+    for problem in problems_in(path):
+        assert problem.file == str(path)
+        assert 0 <= problem.line <= damaged.count("\n") + 1
+        assert "\n" not in str(problem)
+
+
+def test_number_of_thousands_of_digits_is_no_crash(write: Write) -> None:
+    path = write("toy.yaml", DEVICE, ("8_000_000_000", "9" * 9000))
+    assert all("memory_bytes" in problem.message for problem in problems_in(path))
 
 
 def test_import_is_cheap() -> None:

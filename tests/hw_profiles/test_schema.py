@@ -125,6 +125,7 @@ def test_profiles_are_frozen_hashable_and_pickle() -> None:
             9,
             "unknown key 'lnk' (did you mean 'link'?)",
         ),
+        (NODE, ("count: 2}", "count: 99999999}"), 5, "should be less than or equal to 10000"),
         (NODE, ("device: toy", "device: l40"), 5, "unknown device 'l40' (did you mean 'l40s'?)"),
         (NODE, ("pcie4-x16", "pcie9"), 7, "unknown link 'pcie9'"),
         (CLUSTER, ("attach: {eth: net}", "attach: {eth: nt}"), 5, "no network called 'nt'"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw_profiles import ProfileError, Topology, list_clusters, load_cluster
+from hw_profiles.assembly import assemble
 from hw_profiles.loader import packaged
 from hw_profiles.schema import ClusterProfile
 
@@ -151,7 +152,7 @@ def clusters(draw: st.DrawFn) -> Topology:
         }
     )
     anywhere = packaged().clusters.find("laptop-2")[1]
-    return Topology(profile, packaged(), anywhere)
+    return assemble(profile, packaged(), anywhere)
 
 
 @settings(max_examples=40, deadline=None)

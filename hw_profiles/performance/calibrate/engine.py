@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import nnls
+from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
 
 from hw_profiles.performance.calibrate.node import node_of
 from hw_profiles.performance.calibrate.serving_logs import ServedRun
@@ -15,7 +16,11 @@ from hw_profiles.performance.coefficients import EngineFit
 from hw_profiles.performance.model import PerformanceModel
 from hw_profiles.performance.replica import ReplicaPerformance
 
+Floats = NDArray[np.float64]
 MAX_BASE_S = 0.02
+FLOOR_QUANTILES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+LOWEST, HIGHEST = (0.7, 0.0, 0.0), (1.6, 0.5, 0.05)
+"""Bounds of (kernel scale, base_s, per_sequence_s): kernels measured alone are never that far off."""
 ROUNDS = 4
 
 
@@ -110,26 +115,61 @@ def _biases(
 
 
 def fit_iterations(samples: Sequence[IterationSample], *, source: str) -> EngineFit:
-    """Non-negative least squares of measured = scale * kernels + base + per_sequence * n, relative errors.
+    """Fit measured = max(scale * kernels, floor) + base + per_sequence * n, in relative errors.
 
-    Raises ValueError with fewer than three samples.
+    Bounded least squares, re-weighted towards least absolute error, for each of some floors; the one with
+    the least mean error stands. Raises ValueError with fewer than three samples.
     """
     if len(samples) < 3:
         raise ValueError(f"{source}: {len(samples)} iterations are too few to fit an engine")
+    kernels = np.array([s.kernels_s for s in samples])
+    counts = np.array([float(s.sequences) for s in samples])
     measured = np.array([s.measured_s for s in samples])
-    columns = np.array([[s.kernels_s, 1.0, float(s.sequences)] for s in samples])
-    weights = np.ones(len(samples))
-    solution = np.zeros(3)
-    for _ in range(5):  # re-weighted towards least absolute error, so that outliers do not rule
-        solution, _ = nnls(columns * (weights / measured)[:, None], weights)
-        gaps = np.abs(columns @ solution / measured - 1.0)
-        weights = 1.0 / np.sqrt(np.maximum(gaps, 0.02))
-    scale, base_s, per_sequence_s = (float(v) for v in solution)
-    return EngineFit(
-        base_s=base_s,
-        per_sequence_s=per_sequence_s,
-        kernel_scale=max(scale, 0.1),
-        error=float(np.median(np.abs(columns @ solution / measured - 1.0))),
-        rows=len(samples),
-        source=source,
+    fits = []
+    for floor in (0.0, *np.quantile(measured, FLOOR_QUANTILES).tolist()):
+        columns = np.stack([np.maximum(kernels, floor), np.ones_like(kernels), counts], axis=1)
+        (scale, base_s, per_sequence_s), errors = _least_absolute(columns, measured)
+        engine = EngineFit(
+            base_s=base_s,
+            per_sequence_s=per_sequence_s,
+            floor_s=floor * scale,
+            kernel_scale=scale,
+            error=float(np.median(errors)),
+            rows=len(samples),
+            source=source,
+        )
+        fits.append((float(np.mean(errors)), floor, engine))
+    return min(fits, key=lambda fit: fit[:2])[2]
+
+
+def fit_front_end(
+    simulated_s: Sequence[float], prompt_tokens: Sequence[int], measured_s: Sequence[float]
+) -> tuple[float, float]:
+    """(a, b) of measured TTFT = simulated + a + b * prompt tokens, none negative, least relative error."""
+    measured = np.array(measured_s)
+    columns = np.stack(
+        [np.array(simulated_s), np.ones(len(measured)), np.array(prompt_tokens, float)], axis=1
     )
+    (_, constant_s, per_token_s), _ = _least_absolute(
+        columns, measured, lowest=(0.999, 0.0, 0.0), highest=(1.001, 2.0, 1e-3)
+    )
+    return constant_s, per_token_s
+
+
+def _least_absolute(
+    columns: Floats,
+    measured: Floats,
+    *,
+    lowest: tuple[float, float, float] = LOWEST,
+    highest: tuple[float, float, float] = HIGHEST,
+) -> tuple[tuple[float, float, float], Floats]:
+    """Coefficients of three columns within their bounds, and the absolute relative errors."""
+    weights = np.ones(len(measured))
+    errors: Floats = weights
+    solution: Floats = np.zeros(3)
+    for _ in range(6):
+        scaled = columns * (weights / measured)[:, None]
+        solution = lsq_linear(scaled, weights, bounds=(lowest, highest)).x
+        errors = np.abs(columns @ solution / measured - 1.0)
+        weights = 1.0 / np.sqrt(np.maximum(errors, 0.02))
+    return (float(solution[0]), float(solution[1]), float(solution[2])), errors

@@ -33,6 +33,7 @@ from hw_profiles.performance.coefficients import (
 from hw_profiles.performance.defaults import assumed
 from hw_profiles.performance.model import PerformanceModel
 from hw_profiles.performance.operators import peak_flops
+from hw_profiles.schema import DeviceProfile
 
 Say = Callable[[str], None]
 NVLINK_BYTES_PER_S = {"h100-sxm": 450e9, "a100-sxm-80": 300e9}
@@ -127,18 +128,19 @@ def _fit_device(
         bandwidth = device.memory_bytes_per_s
         if operator == "all_reduce":
             bandwidth = NVLINK_BYTES_PER_S[kind]
-        fit = fit_operator(
-            rows,
-            start=first.roofline,
-            peak_flops=peak_flops(device, "fp8" if operator.endswith("-fp8") else "bf16"),
-            bytes_per_s=bandwidth,
-            source=sources[(kind, operator)],
-            max_shapes=MAX_SHAPES.get(operator, 12),
-            x_step=x_step,
-            y_step=y_step,
-        )
         if sources[(kind, operator)] == "helix":
-            fit = _whole_layers(fit, first.roofline)
+            fit = fit_whole_layers(rows, device, first)
+        else:
+            fit = fit_operator(
+                rows,
+                start=first.roofline,
+                peak_flops=peak_flops(device, "fp8" if operator.endswith("-fp8") else "bf16"),
+                bytes_per_s=bandwidth,
+                source=sources[(kind, operator)],
+                max_shapes=MAX_SHAPES.get(operator, 12),
+                x_step=x_step,
+                y_step=y_step,
+            )
         fitted[operator] = fit
         roof = fit.roofline
         say(
@@ -149,9 +151,17 @@ def _fit_device(
     return fitted
 
 
-def _whole_layers(fit: OperatorFit, start: Roofline) -> OperatorFit:
-    """A roofline from times of whole layers: its launch time is the runtime's, not a GEMM's."""
-    roofline = Roofline(fit.roofline.compute, min(fit.roofline.memory, MAX_MEMORY_SHARE), start.launch_s)
+def fit_whole_layers(samples: Sequence[Sample], device: DeviceProfile, start: OperatorFit) -> OperatorFit:
+    """A roofline from times of whole layers: its launch time is the runtime's, so a GEMM's is put instead."""
+    fit = fit_operator(
+        samples,
+        start=start.roofline,
+        peak_flops=peak_flops(device, "bf16"),
+        bytes_per_s=device.memory_bytes_per_s,
+        source="helix",
+    )
+    memory = min(fit.roofline.memory, MAX_MEMORY_SHARE)
+    roofline = Roofline(fit.roofline.compute, memory, start.roofline.launch_s)
     return replace(fit, roofline=roofline, residual=ShapedGrids())
 
 

@@ -54,15 +54,19 @@ class Parts:
             functions={n: text for n, text in self.functions.items() if n in needed},
         )
 
-    def needed_by(self, roots: Iterable[str]) -> frozenset[str]:
-        """All names that these functions use, directly or through helpers and constants."""
+    def needed_by(self, roots: Iterable[str], stop: Iterable[str] = ()) -> frozenset[str]:
+        """All names that these functions use, directly or through helpers and constants; what functions in
+        `stop` use in turn does not count."""
         needed: set[str] = set()
-        todo = [name for name in roots if name in self.functions]
+        first = frozenset(roots)
+        todo = [name for name in first if name in self.functions]
         while todo:
             name = todo.pop()
             if name in needed:
                 continue
             needed.add(name)
+            if name in stop and name not in first:
+                continue
             piece = self.functions.get(name) or self.constants.get(name)
             if piece:
                 todo += used_names(piece)
@@ -105,10 +109,14 @@ def take_apart(source: str) -> Parts:
         elif isinstance(statement, ast.Assign | ast.AnnAssign):
             target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
             if not isinstance(target, ast.Name):
-                raise ValueError(f"line {statement.lineno}: cannot take apart an assignment to several names")
+                raise ValueError(  # noqa: TRY004  the value of the source, not its type
+                    f"line {statement.lineno}: cannot take apart an assignment to several names"
+                )
             constants[target.id] = text
         elif not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
-            raise ValueError(f"line {statement.lineno}: cannot take apart a {type(statement).__name__}")
+            raise ValueError(  # noqa: TRY004
+                f"line {statement.lineno}: cannot take apart a {type(statement).__name__}"
+            )
     docstring = ast.get_docstring(ast.parse(source)) or ""
     return Parts(docstring, frozenset(modules), names, constants, functions)
 
@@ -119,7 +127,8 @@ def graft(target: Parts, donor: Parts, function: str) -> Parts:
     Constants of the same name are one knob and keep the target's value; helpers of the same name but another
     text are renamed after the function that they came with.
     """
-    needed = donor.needed_by([function])
+    others = frozenset(PARAMETERS) - {function}
+    needed = donor.needed_by([function], stop=others) - others
     taken = {n: text for n, text in donor.functions.items() if n in needed}
     clashing = [
         n
@@ -129,7 +138,7 @@ def graft(target: Parts, donor: Parts, function: str) -> Parts:
     names = _fresh_names(clashing, function, {*target.functions, *donor.functions})
     taken = {names.get(n, n): rename(text, names) for n, text in taken.items()}
     functions: dict[str, str] = {}
-    for name, text in target.functions.items():
+    for name, text in {**target.functions, function: ""}.items():
         if name == function:
             functions.update(taken)
         elif name not in taken:
@@ -169,7 +178,7 @@ def summary(piece: str) -> str:
 
 def describe(parts: Parts, headline: str, why: str) -> Parts:
     """The parts with a module docstring that says what the policy is and why it came to be."""
-    lines = [headline.rstrip(".") + ".", ""]
+    lines = [textwrap.shorten(headline.rstrip("."), LINE_LENGTH - 4, placeholder=" ...") + ".", ""]
     lines += [*textwrap.wrap(why, LINE_LENGTH), ""] if why else []
     labels = {"should_replan": "Trigger", "plan": "Planner", "route": "Routing", "priority": "Queue order"}
     for function, label in labels.items():

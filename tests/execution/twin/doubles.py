@@ -164,7 +164,9 @@ class Picky(RoundRobin):
         return REJECT if request.input_tokens > 100 else 0.0
 
 
-def spec(*devices: str, model: str = "m", role: Role = Role.MIXED, seqs: int = 64, budget: int = 512) -> ReplicaSpec:
+def spec(
+    *devices: str, model: str = "m", role: Role = Role.MIXED, seqs: int = 64, budget: int = 512
+) -> ReplicaSpec:
     return ReplicaSpec(
         model, devices, tp=len(devices), role=role, max_num_seqs=seqs, max_num_batched_tokens=budget
     )
@@ -211,6 +213,13 @@ class Bench:
 
 
 def request(
-    number: int, at_s: float, prompt: int, output: int, *, model: str = "m", hashes: tuple[int, ...] = (), tier: int = 0
+    number: int,
+    at_s: float,
+    prompt: int,
+    output: int,
+    *,
+    model: str = "m",
+    hashes: tuple[int, ...] = (),
+    tier: int = 0,
 ) -> Request:
     return Request(number, at_s, model, prompt, output, hashes, tier)

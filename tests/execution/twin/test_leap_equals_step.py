@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from loop.contracts import RequestRecord
@@ -19,9 +20,20 @@ def _same(a: RequestRecord, b: RequestRecord) -> bool:
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_every_record_is_the_same(scenario: Scenario) -> None:
+    _compare(scenario)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(scenarios())
+def test_every_record_is_the_same_in_many_more_cases(scenario: Scenario) -> None:
+    _compare(scenario)
+
+
+def _compare(scenario: Scenario) -> None:
     leapt = scenario.run(leap=True)
     stepped = scenario.run(leap=False)
     ours = sorted(leapt.records)

@@ -83,7 +83,7 @@ def steady() -> Workload:
     """One request a second for 1000 s, every one with two blocks of prefix."""
     return Workload(
         "steady",
-        tuple(Request(i, float(i), "m", 100 + i, 10, (i % 50, 50 + i)) for i in range(1000)),
+        tuple(Request(i, float(i), "m", 1000 + i, 10, (i % 50, 50 + i)) for i in range(1000)),
         "test",
     )
 

@@ -12,9 +12,9 @@ from execution.workload import (
     generate,
     open_workload,
     poisson,
+    profiles,
 )
 from execution.workload import generators as module
-from execution.workload import profiles
 from execution.workload.fit import statistics
 from tests.execution.workload.strategies import well_formed
 
@@ -57,8 +57,8 @@ def test_generated_workloads_are_well_formed_named_and_repeatable(name: str) -> 
         ("azure-conv", 1.0),
         ("long-context", 1.0),
         ("mooncake-conversation", 1.0),
-        ("servegen-m-large", 0.3),
-        ("servegen-m-small", 0.03),
+        ("servegen-m-large", 0.15),
+        ("servegen-m-small", 0.02),
     ],
 )
 def test_generated_requests_have_the_statistics_of_the_data(name: str, rate_scale: float) -> None:

@@ -11,7 +11,7 @@ from loop.contracts import Workload
 from tests.execution.workload.strategies import workloads
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(workloads(min_size=1))
 def test_what_is_written_reads_back_equal(tmp_path: Path, workload: Workload) -> None:
     path = tmp_path / "w.jsonl"

@@ -166,7 +166,7 @@ def test_a_cut_rebases_and_a_rate_scales(azure_csv: Path) -> None:
 SEEDS = [AZURE_CSV, MOONCAKE_JSONL, VIDUR_CSV, VLLM_LOG, VLLM_STREAM]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     base=st.sampled_from(SEEDS),
     edits=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4), st.integers(0, 6)), max_size=4),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution.workload import WorkloadError, open_workload
@@ -63,7 +63,7 @@ def test_rate_scale_scales_the_count(servegen_dir: Path) -> None:
 )
 def test_malformed_rates(rows: str, what: str, servegen_dir: Path) -> None:
     (servegen_dir / "chunk-3-trace.csv").write_text(rows)
-    with pytest.raises(WorkloadError, match="chunk-3-trace|m-test") as caught:
+    with pytest.raises(WorkloadError, match=r"chunk-3-trace|m-test") as caught:
         open_workload(servegen_dir)
     assert what in str(caught.value)
 
@@ -94,10 +94,11 @@ def test_malformed_distributions(dataset: object, what: str, servegen_dir: Path)
 
 def test_a_client_without_lengths_is_named(servegen_dir: Path) -> None:
     (servegen_dir / "chunk-3-dataset.json").unlink()
-    with pytest.raises(WorkloadError, match="chunk-3-dataset.json: cannot be read"):
+    with pytest.raises(WorkloadError, match=r"chunk-3-dataset\.json: cannot be read"):
         open_workload(servegen_dir)
 
 
+@settings(max_examples=40)
 @given(st.text(alphabet="{}0123456789:., eE+-[]()_x'\"*", max_size=60))
 def test_any_literal_gives_a_distribution_or_an_error(text: str) -> None:
     try:

@@ -1,0 +1,216 @@
+"""Evolution put together: evolver, scoring pool, archive, and the searched rivals on equal budgets."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from loop.compose.scoring import ENTRY, ScoringSetup, TwinEvaluator, score_apart
+from loop.contracts import EvaluationTask, Policy, PolicySource
+from loop.journal import Journal
+from loop.runner.evolution import BackgroundEvolution, EvolutionStep, PastWindow
+from strategy.baselines import list_baselines, load_baseline
+from strategy.evolve import (
+    Archive,
+    Budget,
+    BuiltinSynthesiser,
+    Evolver,
+    Stages,
+    check_policy,
+    random_program,
+    tune_constants,
+)
+from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
+
+DEFAULT_EVALUATIONS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class EvolutionConfig:
+    """How hard evolution tries at each monitoring point."""
+
+    evaluations: int = DEFAULT_EVALUATIONS
+    """Policies scored, each on one stage of the cascade; 0: no evolution."""
+    step_deadline_s: float = 60.0
+    """Wall time of one step."""
+    recent_windows: int = 3
+    """Past windows in the full stage, the latest ones."""
+    agreement: float = 0.02
+    """A finalist scored apart from the twin may differ by this share from its score beside the twin."""
+
+
+class Evolution:
+    """Everything that evolves policies in one experiment. A context manager: workers end with it."""
+
+    def __init__(
+        self,
+        setup: ScoringSetup,
+        first: PolicySource,
+        config: EvolutionConfig,
+        *,
+        seed: int,
+        workers: int,
+        archive: Path | None,
+    ) -> None:
+        self._setup = setup
+        self._first = first
+        self._config = config
+        self._seed = seed
+        self._pool = WorkerPool(workers, ENTRY, pickle.dumps(setup))
+        self._archive = Archive(archive)
+        self._evaluator = TwinEvaluator(self._pool)
+        self._evolver = Evolver(BuiltinSynthesiser(seed=seed), self._evaluator, self._archive)
+        self._policies: list[SandboxedPolicy] = []
+        self._background: BackgroundEvolution | None = None
+        self._past: tuple[PastWindow, ...] = ()
+        self.status = ""
+        """What is going on, in a few words."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish()
+        self._pool.close()
+        for policy in self._policies:
+            policy.close()
+        self._archive.close()
+
+    @property
+    def background(self) -> BackgroundEvolution:
+        """The source of policies of the judged run."""
+        if self._background is None:
+            raise RuntimeError("evolution has not begun")
+        return self._background
+
+    @property
+    def served(self) -> tuple[PolicySource, ...]:
+        """Policies that served, in order."""
+        return tuple(self.background.served)
+
+    @property
+    def past(self) -> tuple[PastWindow, ...]:
+        """All windows of the judged run that are over."""
+        return self.background.past
+
+    @property
+    def evaluations(self) -> int:
+        """Spent by evolution itself."""
+        return self.background.cost.evaluations
+
+    def begin(self, journal: Journal | None) -> BackgroundEvolution:
+        """A source of policies for one judged run."""
+        if journal is not None:
+            journal.policy(self._first)
+        self._background = BackgroundEvolution(self._first, self._step, self._load, journal=journal)
+        return self._background
+
+    def finish(self) -> None:
+        """Stop the step that runs, if one does."""
+        if self._background is not None:
+            self._background.close()
+
+    def _load(self, source: PolicySource) -> Policy:
+        """A policy that is to serve: in a locked process of its own."""
+        policy = SandboxedPolicy(source, SandboxLimits().patient())
+        self._policies.append(policy)
+        return policy
+
+    def _step(
+        self, incumbent: PolicySource, past: tuple[PastWindow, ...], stop: threading.Event
+    ) -> EvolutionStep:
+        """One step on what is past; a champion counts only when it scores the same apart from the twin."""
+        if self._config.evaluations == 0 or stop.is_set():
+            return EvolutionStep(None, "no evolution asked for")
+        tick = past[-1].window.index + 1
+        self.status = f"window {tick} served; evolving on windows 0 to {tick - 1}"
+        self._evaluator.learn(past)
+        cpu_s, evaluations = self._evaluator.wall_s, self._evaluator.evaluations
+        outcome = self._evolver.step(
+            incumbent,
+            portable_baselines() if len(past) == 1 else (),
+            past[-1].obs,
+            stages_for([p.window.index for p in past], self._config.recent_windows, len(self._setup.worlds)),
+            Budget(self._config.evaluations, time.monotonic() + self._config.step_deadline_s),
+        )
+        champion, reason = outcome.best, outcome.reason
+        if champion is not None and not stop.is_set():
+            doubt = self._doubt(champion, past)
+            if doubt:
+                champion, reason = None, doubt
+        return EvolutionStep(
+            champion,
+            reason,
+            evaluations=self._evaluator.evaluations - evaluations,
+            candidates=outcome.candidates,
+            cpu_s=self._evaluator.wall_s - cpu_s,
+            deaths={str(death): n for death, n in outcome.deaths.items()},
+            gain=1.0 - outcome.ratio,
+        )
+
+    def _doubt(self, champion: PolicySource, past: Sequence[PastWindow]) -> str:
+        """Why a champion's score cannot be believed; empty: it can."""
+        task = EvaluationTask((past[-1].window.index,))
+        claimed = next(e for _, e in self._evaluator.evaluate([(champion, task)]))
+        with SandboxedPolicy(champion, SandboxLimits().patient()) as policy:
+            apart = score_apart(self._setup, policy, past[-1:])
+        if claimed.score is None or apart.score is None:
+            return f"{champion.name} fails outside the scoring worker: {apart.detail or claimed.detail}"
+        off = abs(apart.score.objective / max(1e-9, claimed.score.objective) - 1.0)
+        if off > self._config.agreement:
+            return f"{champion.name} scores {off:.1%} differently when it cannot touch the twin: refused"
+        return ""
+
+    def tuned_static(self, share: int, evaluations: int) -> PolicySource:
+        """The best fixed parameters of the first policy, found on the first `share` windows."""
+        past = self._learn_first(share)
+        tasks = (EvaluationTask(tuple(p.window.index for p in past)),)
+        found = tune_constants(self._first, self._evaluator, tasks, evaluations, self._seed)
+        return replace(found, note=f"constants of {self._first.name} tuned on the first {share} windows")
+
+    def best_of_random(self, share: int, evaluations: int) -> PolicySource:
+        """The best of random programs on the first `share` windows."""
+        past = self._learn_first(share)
+        task = EvaluationTask(tuple(p.window.index for p in past))
+        programs = [random_program(self._seed * 100_003 + i) for i in range(max(1, evaluations))]
+        best, value = programs[0], float("inf")
+        done = 0
+        for index, evaluation in self._evaluator.evaluate([(p, task) for p in programs]):
+            done += 1
+            self.status = f"{done} of {len(programs)} random programs"
+            if evaluation.score is not None and evaluation.score.objective < value:
+                best, value = programs[index], evaluation.score.objective
+        return replace(best, note=f"best of {len(programs)} random programs on the first {share} windows")
+
+    def _learn_first(self, share: int) -> tuple[PastWindow, ...]:
+        past = self.past[:share]
+        self._evaluator.learn(past)
+        return past
+
+
+def stages_for(past: Sequence[int], recent: int, worlds: int) -> Stages:
+    """The cascade's windows: the latest for smoke, the latest few for the full stage, the one before them
+    held out, and the latest again in perturbed worlds.
+    """
+    full = tuple(past[-recent:]) if len(past) > recent else tuple(past[1:]) or tuple(past)
+    before = [i for i in past if i < full[0]]
+    return Stages(
+        smoke=EvaluationTask((past[-1],)),
+        full=EvaluationTask(full),
+        held_out=EvaluationTask((before[-1],)) if before else None,
+        perturbed=tuple(EvaluationTask((past[-1],), world) for world in range(1, worlds)),
+    )
+
+
+def portable_baselines() -> Iterable[PolicySource]:
+    """Baselines that keep the rules of evolved policies, and so can be parents."""
+    sources = (load_baseline(name).as_source() for name in list_baselines())
+    return tuple(s for s in sources if not check_policy(s.source))

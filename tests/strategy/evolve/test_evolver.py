@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from loop.contracts import Death, Evaluation, EvaluationTask, Observation, Parent, PolicySource
+from strategy.evolve.archive import Archive
+from strategy.evolve.evolver import Budget, Evolver, EvolverConfig, Stages, StepOutcome
+from strategy.evolve.source import make_source
+from strategy.evolve.synthesise import BuiltinSynthesiser
+from tests.strategy.evolve.worlds import SyntheticEvaluator, distance, knobs
+
+STAGES = Stages(
+    smoke=EvaluationTask((0,)),
+    full=EvaluationTask((0, 1, 2)),
+    held_out=EvaluationTask((3,)),
+    perturbed=(EvaluationTask((0, 1), world=1), EvaluationTask((2, 3), world=2)),
+)
+ENDLESS = float("inf")
+
+
+class Scripted:
+    """A synthesiser that has its candidates ready."""
+
+    def __init__(self, *batches: Sequence[PolicySource]) -> None:
+        self.batches = list(batches)
+        self.parents: list[Sequence[Parent]] = []
+        self.told: list[tuple[PolicySource, Evaluation, float | None]] = []
+
+    def ask(self, parents: Sequence[Parent], obs: Observation | None, count: int) -> list[PolicySource]:
+        self.parents.append(parents)
+        return list(self.batches.pop(0)) if self.batches else []
+
+    def tell(self, candidate: PolicySource, evaluation: Evaluation, parent_objective: float | None) -> None:
+        self.told.append((candidate, evaluation, parent_objective))
+
+
+def run(
+    synthesiser: Scripted,
+    evaluator: SyntheticEvaluator | None = None,
+    archive: Archive | None = None,
+    config: EvolverConfig | None = None,
+) -> StepOutcome:
+    evolver = Evolver(synthesiser, evaluator or SyntheticEvaluator(), archive or Archive(), config)
+    return evolver.step(knobs(), (), None, STAGES, Budget(200, ENDLESS))
+
+
+def test_finds_a_better_policy_and_knows_its_ancestors() -> None:
+    archive, evaluator = Archive(), SyntheticEvaluator()
+    evolver = Evolver(BuiltinSynthesiser(seed=1), evaluator, archive)
+    incumbent = knobs()
+    for _ in range(3):
+        outcome = evolver.step(incumbent, (), None, STAGES, Budget(120, ENDLESS))
+        assert outcome.evaluations <= 120
+        incumbent = outcome.best or incumbent
+    assert distance(incumbent) < 0.5 * distance(knobs())
+    assert archive.lineage(incumbent.digest)[-1].digest == knobs().digest
+    promoted = [o for o in archive.outcomes(incumbent.digest) if o.death is None]
+    assert len(promoted) == 1
+
+
+def test_same_seed_same_evolution() -> None:
+    def best(seed: int) -> str | None:
+        evolver = Evolver(BuiltinSynthesiser(seed), SyntheticEvaluator(), Archive())
+        found = evolver.step(knobs(), (), None, STAGES, Budget(80, ENDLESS)).best
+        return found.source if found else None
+
+    assert best(5) == best(5)
+
+
+def test_a_worse_candidate_is_never_promoted() -> None:
+    archive = Archive()
+    worse, slightly = knobs(weight=99.0, limit=1000), knobs(weight=29.9)
+    outcome = run(Scripted([worse, slightly]), archive=archive)
+    assert outcome.best is None
+    assert outcome.deaths == {Death.WORSE: 2}
+    assert "incumbent kept" in outcome.reason
+
+
+@pytest.mark.parametrize(("window", "world"), [(3, 0), (0, 1), (2, 2)])
+def test_a_winner_of_the_full_stage_only_is_overfit(window: int, world: int) -> None:
+    good = knobs(weight=3.0, limit=64, name="good")
+
+    def judge(policy: PolicySource, at: int, in_world: int) -> float:
+        if policy.digest == good.digest and (at, in_world) == (window, world):
+            return 1000.0
+        return 10.0 + distance(policy)
+
+    archive = Archive()
+    outcome = run(Scripted([good]), SyntheticEvaluator(judge), archive)
+    assert outcome.best is None
+    assert outcome.deaths == {Death.OVERFIT: 1}
+    assert archive.outcomes(good.digest)[0].death is Death.OVERFIT
+
+
+def test_one_terrible_window_is_too_many() -> None:
+    good = knobs(weight=3.0, limit=64)
+
+    def judge(policy: PolicySource, at: int, in_world: int) -> float:
+        if policy.digest == good.digest:
+            return 3.0 if at != 2 else 19.0
+        return 10.0
+
+    assert run(Scripted([good]), SyntheticEvaluator(judge)).best is None
+    lenient = EvolverConfig(worst_window=2.0)
+    assert run(Scripted([good]), SyntheticEvaluator(judge), config=lenient).best == good
+
+
+def test_the_next_finalist_gets_its_chance() -> None:
+    cheat, honest = knobs(3.0, 64, "cheat"), knobs(4.0, 70, "honest")
+
+    def judge(policy: PolicySource, at: int, in_world: int) -> float:
+        return 1000.0 if policy.digest == cheat.digest and in_world else 10.0 + distance(policy)
+
+    assert run(Scripted([cheat, honest]), SyntheticEvaluator(judge)).best == honest
+
+
+def test_every_death_is_recorded_and_told() -> None:
+    slow, broken = knobs(weight=7.0), make_source("import os\n")
+    same = make_source(knobs().source.replace("Never.", "It never does.") + "\n# another remark\n")
+    hopeless = knobs(weight=0.011)
+
+    def judge(policy: PolicySource, at: int, in_world: int) -> float:
+        if policy.digest == slow.digest:
+            raise TimeoutError
+        return 100.0 if policy.digest == hopeless.digest else 10.0 + distance(policy)
+
+    archive, synthesiser = Archive(), Scripted([slow, broken], [same, hopeless])
+    outcome = run(synthesiser, SyntheticEvaluator(judge), archive)
+    expected = {
+        slow.digest: Death.TIMEOUT,
+        broken.digest: Death.STATIC,
+        same.digest: Death.DUPLICATE,
+        hopeless.digest: Death.WORSE,
+    }
+    assert outcome.deaths == dict.fromkeys(expected.values(), 1)
+    assert {c.digest: e.death for c, e, _ in synthesiser.told} == expected
+    for digest, death in expected.items():
+        assert digest in archive
+        assert [o.death for o in archive.outcomes(digest)] == [death]
+        assert archive.outcomes(digest)[0].detail
+
+
+def test_beaten_in_smoke_costs_one_evaluation_only() -> None:
+    hopeless = knobs(weight=0.011)
+    evaluator = SyntheticEvaluator(lambda p, w, k: 100.0 if p == hopeless else 10.0)
+    run(Scripted([hopeless]), evaluator)
+    assert [task for policy, task in evaluator.jobs if policy == hopeless] == [STAGES.smoke]
+
+
+def test_the_budget_and_the_reserve_for_the_last_stages_hold() -> None:
+    for evaluations in (1, 2, 9, 15, 40):
+        evaluator = SyntheticEvaluator()
+        evolver = Evolver(BuiltinSynthesiser(seed=2), evaluator, Archive())
+        outcome = evolver.step(knobs(), (), None, STAGES, Budget(evaluations, ENDLESS))
+        assert len(evaluator.jobs) == outcome.evaluations <= max(2, evaluations)
+
+
+def test_nothing_is_begun_that_cannot_be_finished() -> None:
+    now = 0.0
+
+    def tick() -> None:
+        nonlocal now
+        now += 1.0  # an evaluation takes a second
+
+    for deadline_s in (3.0, 20.0, 60.0):
+        now = 0.0
+        evaluator = SyntheticEvaluator(on_evaluate=tick)
+        evolver = Evolver(BuiltinSynthesiser(seed=2), evaluator, Archive(), clock=lambda: now)
+        outcome = evolver.step(knobs(), (), None, STAGES, Budget(10_000, deadline_s))
+        assert now <= deadline_s
+        if outcome.best is None:
+            assert "deadline" in outcome.reason or "time" in outcome.reason
+
+
+def test_the_population_is_scored_again_when_the_windows_move() -> None:
+    evaluator = SyntheticEvaluator()
+    evolver = Evolver(BuiltinSynthesiser(seed=3), evaluator, Archive())
+    evolver.step(knobs(), (), None, STAGES, Budget(60, ENDLESS))
+    kept = evolver.population
+    assert kept
+    assert [distance(p) for p in kept] == sorted(distance(p) for p in kept)
+    later = Stages(EvaluationTask((4,)), EvaluationTask((4, 5)), EvaluationTask((6,)))
+    evaluator.jobs.clear()
+    evolver.step(knobs(), (), None, later, Budget(60, ENDLESS))
+    scored = {policy.digest for policy, task in evaluator.jobs if task == later.full}
+    assert {policy.digest for policy in kept} <= scored
+    assert all(task.windows[0] >= 4 for _, task in evaluator.jobs)
+
+
+def test_parents_are_ranked_and_can_be_promoted_themselves() -> None:
+    better, worse = knobs(weight=4.0, name="better"), knobs(weight=90.0, name="worse")
+    synthesiser = Scripted([])
+    evolver = Evolver(synthesiser, SyntheticEvaluator(), Archive())
+    outcome = evolver.step(knobs(), (worse, better), None, STAGES, Budget(60, ENDLESS))
+    assert [p.policy.name for p in synthesiser.parents[0]] == ["better", "knobs", "worse"]
+    assert outcome.best == better
+    assert outcome.ratio < 1.0
+
+
+def test_an_incumbent_that_fails_is_replaced_by_what_works() -> None:
+    works = knobs(weight=50.0)
+
+    def judge(policy: PolicySource, at: int, in_world: int) -> float:
+        if policy.digest == knobs().digest:
+            raise TimeoutError
+        return 50.0
+
+    assert run(Scripted([works]), SyntheticEvaluator(judge)).best == works
+
+
+def test_an_interrupt_leaves_a_whole_archive() -> None:
+    archive, count = Archive(), 0
+
+    def interrupt() -> None:
+        nonlocal count
+        count += 1
+        if count == 9:
+            raise KeyboardInterrupt
+
+    evolver = Evolver(BuiltinSynthesiser(seed=2), SyntheticEvaluator(on_evaluate=interrupt), archive)
+    with pytest.raises(KeyboardInterrupt):
+        evolver.step(knobs(), (), None, STAGES, Budget(100, ENDLESS))
+    assert sum(len(archive.evaluations(p.digest)) for p in archive) == 8
+    again = Evolver(BuiltinSynthesiser(seed=2), SyntheticEvaluator(), archive)
+    outcome = again.step(knobs(), (), None, STAGES, Budget(100, ENDLESS))
+    assert outcome.generation == 2
+    assert outcome.candidates > 0
