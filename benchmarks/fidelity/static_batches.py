@@ -65,6 +65,11 @@ def _holds(capacity_tokens: int, run: BatchRun) -> bool:
     return run.batch * (run.prompt_tokens + run.output_tokens) <= capacity_tokens
 
 
+def _ended_early(run: BatchRun) -> bool:
+    """The row's own times say that fewer tokens came than it states: how many is not known."""
+    return run.e2e_s < 0.9 * (run.prompt_s + (run.output_tokens - 1) * run.token_s)
+
+
 def _engine(performance: PerformanceModel, runs: Sequence[BatchRun], pair: Pair) -> EngineFit | None:
     bare = performance.with_engine(BARE)
     samples = []
@@ -105,7 +110,11 @@ def _judge_fold(
             table=holds and pair[0].name in world.coefficients.devices,
         )
         ttft_s, tpot_s, e2e_s = predicted
-        ledger.add(group, ttft=(ttft_s, run.prompt_s), tpot=(tpot_s, run.token_s), e2e=(e2e_s, run.e2e_s))
+        ledger.add(group, ttft=(ttft_s, run.prompt_s), tpot=(tpot_s, run.token_s))
+        if _ended_early(run):
+            ledger.left_out[f"{SOURCE}: E2E of an answer that ended before its stated length"] += 1
+        else:
+            ledger.add(group, e2e=(e2e_s, run.e2e_s))
 
 
 def _predict(world: PerformanceModel, run: BatchRun, pair: Pair) -> tuple[float, float, float] | None:

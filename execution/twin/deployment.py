@@ -125,6 +125,8 @@ class Deployment:
                 replica.state = State.DRAINING
                 replica.drain_until_s = now_s + replica.drain_estimate_s()
             else:
+                # One that never served may hold sequences that were sent to it for decoding.
+                self._gateway.retry(replica.engine.evacuate(now_s))
                 self._remove(replica, now_s)
         return stopped
 

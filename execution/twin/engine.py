@@ -16,7 +16,8 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Protocol
 
-from execution.twin.leap import held_blocks, steps_by, steps_within
+from execution.twin.batch import Batch
+from execution.twin.leap import steps_by, steps_within
 from execution.twin.ports import Costs
 from execution.twin.preempt import make_room
 from execution.twin.prefix_cache import PrefixCache
@@ -53,49 +54,28 @@ class Host(Protocol):
         """Nothing left to do: the engine is idle from now on."""
 
 
-class Engine:
-    """One replica's batch. Times in seconds of virtual time."""
+class Engine(Batch):
+    """One replica's batch, with time. Seconds are of virtual time."""
 
     __slots__ = (
         "_a",
         "_admissions",
         "_agenda",
         "_b",
-        "_batch",
         "_began_s",
-        "_cache",
         "_costs",
-        "_fresh",
         "_host",
         "_leap",
-        "_over",
-        "_over_count",
-        "_over_sum",
-        "_queued_todo",
         "_steps",
-        "anchor_kv",
-        "anchor_step",
         "busy_s",
         "busy_since_s",
-        "capacity_blocks",
-        "decoding",
-        "extra_blocks",
         "factor",
-        "finishing",
         "jitter",
-        "kv_tokens",
-        "max_batched",
-        "max_seqs",
         "mode",
         "order",
-        "partial",
-        "phases",
-        "prompt_tokens",
         "random",
         "speed",
-        "step",
         "version",
-        "waiting",
     )
 
     def __init__(
@@ -112,53 +92,30 @@ class Engine:
         random: Random,
         leap: bool,
     ) -> None:
+        super().__init__(costs.kv_capacity_tokens, max_seqs=max_seqs, max_batched=max_batched, cache=cache)
         self._costs = costs
         self._host = host
         self._agenda = agenda
-        self._cache = cache
         self._leap = leap
         self.order = order
-        self.max_seqs = max_seqs
-        self.max_batched = max_batched
+        """Among simultaneous events, and for all time."""
         self.jitter = jitter
         self.random = random
-        self.capacity_blocks = costs.kv_capacity_tokens >> 4
         self.version = 0
         self.mode = IDLE
         self.speed = 1.0
         self.factor = 1.0
+        """Jitter of the batch as it is."""
         self.busy_s = 0.0
         self.busy_since_s = 0.0
-        # The decode batch, in sums: contexts are `offset + step`, finishes lie at a step of the counter.
-        self.step = 0
-        self.decoding = 0
-        self.kv_tokens = 0
-        self.phases = [0] * 16
-        self.finishing: list[tuple[int, int, Sequence]] = []
-        # The rest of the batch and the queue.
-        self.partial: Sequence | None = None
-        self._batch: list[tuple[Sequence, int]] = []
-        self.waiting: list[tuple[float, float, int, Sequence]] = []
-        self.extra_blocks = 0
-        """Blocks in use beyond `held_blocks` of the decode batch: prompts under way, KV being sent away, and
-        the difference between prefix blocks in use and those counted by each of their users."""
         self._admissions = 0
-        # What a router sees, as of the last change of the batch.
-        self._fresh = True
-        self.anchor_kv = 0
-        self.anchor_step = 0
-        self.prompt_tokens = 0
-        self._queued_todo = 0
-        self._over: list[tuple[int, int, Sequence]] = []
-        self._over_sum = 0
-        self._over_count = 0
-        # The iteration or leap in progress.
+        # The iteration or leap in progress: k steps of it take a * k**2 + b * k.
         self._began_s = 0.0
         self._steps = 0
         self._a = 0.0
         self._b = 0.0
 
-    # -- the queue ---------------------------------------------------------------------------------------
+    # -- from outside ----------------------------------------------------------------------------------
 
     def enqueue(self, seq: Sequence, now_s: float) -> bool:
         """Add to the queue. True: the engine was idle, and the caller must `begin` it."""
@@ -172,31 +129,6 @@ class Engine:
                 self.interrupt(now_s)
             return False
         return self.mode == IDLE
-
-    def _push_waiting(self, entry: tuple[float, float, int, Sequence]) -> None:
-        seq = entry[3]
-        seq.todo = max(seq.predicted - seq.generated, 1)
-        self._queued_todo += seq.todo
-        if not seq.resident:
-            self.prompt_tokens += seq.target
-        heappush(self.waiting, entry)
-
-    def withdraw_unstarted(self) -> list[Sequence]:
-        """Take from the queue what no iteration has held yet."""
-        kept = []
-        taken = []
-        for entry in self.waiting:
-            seq = entry[3]
-            if seq.scheduled_s < 0.0:
-                taken.append(seq)
-                self._queued_todo -= seq.todo
-                self.prompt_tokens -= seq.target
-            else:
-                kept.append(entry)
-        if taken:
-            kept.sort()
-            self.waiting = kept
-        return taken
 
     def evacuate(self, now_s: float) -> list[Sequence]:
         """The replica died: everything on board, queued or running. The engine is empty and idle after."""
@@ -224,7 +156,7 @@ class Engine:
         """Nothing queued, nothing running, no KV held for others."""
         return self.mode == IDLE and not self.waiting and self.partial is None and self.extra_blocks == 0
 
-    # -- time --------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------------------
 
     def interrupt(self, now_s: float) -> None:
         """Let a leap end with the iteration in progress, so that the next one can differ."""
@@ -332,11 +264,7 @@ class Engine:
         b = self._b = scale * (base + slope * kv) - a
         return (a * steps + b) * steps
 
-    # -- forming a batch ---------------------------------------------------------------------------------
-
-    def free_blocks(self) -> int:
-        """Blocks that nobody uses (idle prefix blocks are free: they yield)."""
-        return self.capacity_blocks - self.extra_blocks - held_blocks(self.kv_tokens, self.phases, self.step)
+    # -- forming a batch -------------------------------------------------------------------------------
 
     def _schedule_running(self, chunks: list[tuple[int, int]], batch: list[tuple[Sequence, int]]) -> bool:
         """Blocks for one more token of each decoding sequence and a chunk of the prompt under way. False:
@@ -415,7 +343,7 @@ class Engine:
         if hashes and cache is not None:
             cache.pin(hashes)
             seq.refs = list(hashes)
-        if seq.preemptions == 0:
+        if seq.scheduled_s < 0.0:
             seq.cached = cached
         seq.computed = cached
         seq.shared = pinned
@@ -426,19 +354,7 @@ class Engine:
         chunks.append((chunk, cached))
         return chunk
 
-    def _fits(self, blocks: int) -> bool:
-        """Are so many blocks free, beside those that this iteration's decode steps take?"""
-        used = (self.kv_tokens >> 4) + self.decoding + self.extra_blocks
-        if used + blocks <= self.capacity_blocks:
-            return True
-        return blocks <= self.free_blocks() - self.phases[-self.step & 15]
-
-    def reconcile(self) -> None:
-        """Evict idle prefix blocks that the growth of the batch has overwritten."""
-        if self._cache is not None and self._cache.idle_blocks:
-            self._cache.shrink(self.free_blocks())
-
-    # -- the life of a sequence in the batch -------------------------------------------------------------
+    # -- the end of an iteration -----------------------------------------------------------------------
 
     def _end_mixed(self, now_s: float) -> None:
         self.step += 1
@@ -470,45 +386,6 @@ class Engine:
                 self._join_decode(seq)
         self._batch = []
 
-    def _publish(self, seq: Sequence, cache: PrefixCache) -> None:
-        """Offer the prompt blocks computed by now to the prefix cache."""
-        hashes = seq.request.block_hashes
-        done = min(seq.computed // (cache.blocks_each << 4), len(hashes))
-        for digest in hashes[seq.hashed : done]:
-            if cache.insert(digest):
-                if seq.refs is None:
-                    seq.refs = []
-                seq.refs.append(digest)
-                seq.shared += cache.blocks_each
-        seq.hashed = max(seq.hashed, done)
-
-    def _unpin(self, seq: Sequence) -> None:
-        """Give back its share in prefix blocks, once its own blocks are accounted for."""
-        if seq.refs and self._cache is not None:
-            self.reconcile()
-            self.extra_blocks += seq.shared - self._cache.release(seq.refs)
-            seq.refs = None
-            seq.shared = 0
-
-    def _join_decode(self, seq: Sequence) -> None:
-        step = self.step
-        context = seq.computed
-        seq.offset = offset = context - step
-        seq.finish_step = finish = step + seq.request.output_tokens - seq.generated
-        self.decoding += 1
-        self.kv_tokens += context
-        self.phases[offset & 15] += 1
-        heappush(self.finishing, (finish, seq.number, seq))
-        seq.overrun = overrun = step + seq.predicted - seq.generated
-        if overrun <= step:
-            seq.over = True
-            self._over_count += 1
-        else:
-            seq.over = False
-            self._over_sum += overrun
-            if overrun < finish:
-                heappush(self._over, (overrun, seq.number, seq))
-
     def _finish_due(self, now_s: float) -> None:
         self._fresh = True
         self.reconcile()
@@ -519,67 +396,3 @@ class Engine:
             self._leave_decode(seq)
             self._unpin(seq)
             self._host.finished(seq, now_s)
-
-    def _leave_decode(self, seq: Sequence) -> None:
-        self.decoding -= 1
-        self.kv_tokens -= seq.offset + self.step
-        self.phases[seq.offset & 15] -= 1
-        if seq.over:
-            self._over_count -= 1
-        else:
-            self._over_sum -= seq.overrun
-            seq.over = True  # so that its entry in `_over` is known to be stale
-
-    def drop_decode(self, seq: Sequence) -> None:
-        """Preempt a decoding sequence. The caller restores the heap order of `finishing`."""
-        self._leave_decode(seq)
-        finishing = self.finishing
-        for i, entry in enumerate(finishing):
-            if entry[2] is seq:
-                finishing[i] = finishing[-1]
-                finishing.pop()
-                break
-        self._drop(seq)
-
-    def drop_partial(self, seq: Sequence) -> None:
-        """Preempt the sequence whose prompt is under way."""
-        self.partial = None
-        self.extra_blocks -= seq.blocks
-        self.prompt_tokens -= seq.target - seq.computed
-        self._queued_todo -= seq.todo
-        self._drop(seq)
-
-    def _drop(self, seq: Sequence) -> None:
-        self._fresh = True
-        self._unpin(seq)
-        seq.preemptions += 1
-        seq.target = seq.request.input_tokens + seq.generated
-        seq.computed = seq.blocks = seq.shared = seq.hashed = 0
-        seq.resident = False
-        self._push_waiting((seq.priority, seq.request.arrival_s, seq.number, seq))
-
-    def release_sent(self, seq: Sequence) -> None:
-        """The KV of a sequence that `Host.prefilled` took has left: its blocks are free."""
-        self.extra_blocks -= seq.blocks
-        self._unpin(seq)
-
-    # -- what a router sees ------------------------------------------------------------------------------
-
-    @property
-    def held_tokens(self) -> int:
-        """Tokens that hold KV cache, as of the last change of the batch."""
-        return self.anchor_kv + (self.extra_blocks << 4)
-
-    def outstanding_tokens(self) -> int:
-        """Predicted output tokens still to come, as of the last change of the batch; at least one for each
-        sequence that outlives its prediction."""
-        step = self.anchor_step
-        over = self._over
-        while over and over[0][0] <= step:
-            overrun, _, seq = heappop(over)
-            if not seq.over and seq.overrun == overrun:
-                seq.over = True
-                self._over_sum -= overrun
-                self._over_count += 1
-        counted = self.decoding - self._over_count
-        return self._queued_todo + self._over_sum - counted * step + self._over_count

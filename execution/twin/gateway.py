@@ -137,6 +137,13 @@ class Gateway:
         for seq in returned:
             self.route(seq, now_s)
 
+    def retry(self, lost: list[Sequence]) -> None:
+        """These lost their replica: they begin again from the start."""
+        for seq in lost:
+            seq.restart()
+            seq.retries += 1
+        self.returned += lost
+
     def take_held(self) -> None:
         """Replicas have changed: whatever waited for one is to be routed."""
         for waiting in self.held.values():

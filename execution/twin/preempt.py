@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING
 from execution.twin.sequence import Sequence
 
 if TYPE_CHECKING:
-    from execution.twin.engine import Engine
+    from execution.twin.batch import Batch
 
 
-def make_room(engine: Engine) -> bool:
+def make_room(batch: Batch) -> bool:
     """Preempt until the next iteration's running sequences have their blocks. True: nobody had to go."""
-    step = engine.step
-    engine.reconcile()
-    free = engine.free_blocks()
-    running = sorted((entry[2] for entry in engine.finishing), key=lambda seq: seq.admitted)
+    step = batch.step
+    batch.reconcile()
+    free = batch.free_blocks()
+    running = sorted((entry[2] for entry in batch.finishing), key=lambda seq: seq.admitted)
     decoding = set(running)
-    if engine.partial is not None:
-        running.append(engine.partial)
+    if batch.partial is not None:
+        running.append(batch.partial)
     served: list[tuple[Sequence, int]] = []
     preempted = False
     while running:
         seq = running[0]
-        need = _need(engine, seq, seq in decoding, len(served))
+        need = _need(batch, seq, seq in decoding, len(served))
         if need <= free:
             free -= need
             served.append((seq, need))
@@ -45,15 +45,15 @@ def make_room(engine: Engine) -> bool:
                 break
         else:
             running.remove(victim)
-        before = engine.free_blocks()
+        before = batch.free_blocks()
         if victim in decoding:
             victim.generated = victim.request.output_tokens - (victim.finish_step - step)
-            engine.drop_decode(victim)
+            batch.drop_decode(victim)
         else:
-            engine.drop_partial(victim)
-        free += engine.free_blocks() - before
+            batch.drop_partial(victim)
+        free += batch.free_blocks() - before
     if preempted:
-        heapify(engine.finishing)
+        heapify(batch.finishing)
     return not preempted
 
 
@@ -61,9 +61,9 @@ def _least(seq: Sequence) -> tuple[float, float, int]:
     return (seq.priority, seq.request.arrival_s, seq.number)
 
 
-def _need(engine: Engine, seq: Sequence, decoding: bool, served: int) -> int:  # noqa: FBT001 - private
+def _need(batch: Batch, seq: Sequence, decoding: bool, served: int) -> int:  # noqa: FBT001 - private
     """New blocks that the sequence takes in the next iteration."""
     if decoding:
-        return 1 if (seq.offset + engine.step) & 15 == 0 else 0
-    chunk = min(seq.target - seq.computed, engine.max_batched - served)
+        return 1 if (seq.offset + batch.step) & 15 == 0 else 0
+    chunk = min(seq.target - seq.computed, batch.max_batched - served)
     return max(0, ((seq.computed + chunk + 15) >> 4) - seq.blocks)

@@ -103,7 +103,7 @@ class TransferOffice:
 
     def after_loss(self, now_s: float) -> list[Sequence]:
         """Replicas have died. KV whose sender is gone is lost: those sequences are returned. KV whose receiver
-        is gone is sent to another one."""
+        is gone is sent to another one, or stays where it is when there is none."""
         lost = []
         for transfer in list(self.flying.values()):
             seq, source = transfer.seq, transfer.source
@@ -113,8 +113,10 @@ class TransferOffice:
             elif transfer.target.state is State.GONE:
                 self._end(transfer, now_s)
                 if not self.send(seq, source, now_s):
-                    self._release(seq, source, now_s)
-                    lost.append(seq)
+                    # It is still there: the sender decodes it itself.
+                    source.engine.release_sent(seq)
+                    seq.resident = True
+                    self._gateway.enqueue(seq, source, now_s)
         return lost
 
     def _end(self, transfer: Transfer, now_s: float) -> None:

@@ -128,7 +128,9 @@ class Twin:
 
     def apply(self, plan: Plan) -> Reconfiguration:
         """Begin to carry out a plan, now. Raises PlanError, having changed nothing, when it cannot be."""
-        return self._deployment.apply(plan, self, self._now_s)
+        done = self._deployment.apply(plan, self, self._now_s)
+        self._gateway.retry(self._transfers.after_loss(self._now_s))
+        return done
 
     def run_until(self, t_s: float) -> None:
         """Advance the clock to t_s."""
@@ -254,8 +256,9 @@ class Twin:
                 heappop(agenda)[3].fire(event_s)
             elif request is not None:
                 self._now_s = arrival_s
-                gateway.route(self._enter(request), arrival_s)
+                seq = self._enter(request)
                 self._pull()
+                gateway.route(seq, arrival_s)
         if until_idle:
             self._now_s = max(self._now_s, limit_s)
         return False
@@ -305,11 +308,7 @@ class Twin:
             self._deployment.pace(change.speed, now_s)
         if change.down:
             lost = self._deployment.lose(change.down, now_s)
-            lost += self._transfers.after_loss(now_s)
-            for seq in lost:
-                seq.restart()
-                seq.retries += 1
-            self._gateway.returned += lost
+            self._gateway.retry(lost + self._transfers.after_loss(now_s))
 
     # -- the state ---------------------------------------------------------------------------------------
 

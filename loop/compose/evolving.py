@@ -16,16 +16,10 @@ from loop.contracts import EvaluationTask, Policy, PolicySource
 from loop.journal import Journal
 from loop.runner.evolution import BackgroundEvolution, EvolutionStep, PastWindow
 from strategy.baselines import list_baselines, load_baseline
-from strategy.evolve import (
-    Archive,
-    Budget,
-    BuiltinSynthesiser,
-    Evolver,
-    Stages,
-    check_policy,
-    random_program,
-    tune_constants,
-)
+from strategy.evolve import check_policy
+from strategy.evolve.archive import Archive
+from strategy.evolve.evolver import Budget, Evolver, Stages
+from strategy.evolve.synthesise.builtin import BuiltinSynthesiser, random_program
 from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
 
 DEFAULT_EVALUATIONS = 24
@@ -133,7 +127,7 @@ class Evolution:
         tick = past[-1].window.index + 1
         self.status = f"window {tick} served; evolving on windows 0 to {tick - 1}"
         self._evaluator.learn(past)
-        cpu_s, evaluations = self._evaluator.wall_s, self._evaluator.evaluations
+        evaluations = self._evaluator.evaluations
         outcome = self._evolver.step(
             incumbent,
             portable_baselines() if len(past) == 1 else (),
@@ -151,7 +145,6 @@ class Evolution:
             reason,
             evaluations=self._evaluator.evaluations - evaluations,
             candidates=outcome.candidates,
-            cpu_s=self._evaluator.wall_s - cpu_s,
             deaths={str(death): n for death, n in outcome.deaths.items()},
             gain=1.0 - outcome.ratio,
         )
@@ -172,6 +165,7 @@ class Evolution:
     def tuned_static(self, share: int, evaluations: int) -> PolicySource:
         """The best fixed parameters of the first policy, found on the first `share` windows."""
         past = self._learn_first(share)
+        from strategy.evolve import tune_constants
         tasks = (EvaluationTask(tuple(p.window.index for p in past)),)
         found = tune_constants(self._first, self._evaluator, tasks, evaluations, self._seed)
         return replace(found, note=f"constants of {self._first.name} tuned on the first {share} windows")
@@ -182,9 +176,8 @@ class Evolution:
         task = EvaluationTask(tuple(p.window.index for p in past))
         programs = [random_program(self._seed * 100_003 + i) for i in range(max(1, evaluations))]
         best, value = programs[0], float("inf")
-        done = 0
-        for index, evaluation in self._evaluator.evaluate([(p, task) for p in programs]):
-            done += 1
+        answers = self._evaluator.evaluate([(p, task) for p in programs])
+        for done, (index, evaluation) in enumerate(answers, 1):
             self.status = f"{done} of {len(programs)} random programs"
             if evaluation.score is not None and evaluation.score.objective < value:
                 best, value = programs[index], evaluation.score.objective

@@ -343,7 +343,7 @@ class Experiment:
             last=background.served[-1],
             policies=tuple(background.served),
             evolution=tuple(background.records),
-            cost=replace(background.cost, cpu_s=evolution.cpu_s),
+            cost=background.cost,
             notes=tuple(f"{k}: {v}" for k, v in self._workload.notes.items()),
             requests=sum(len(w.requests) for w in self._windows),
         )

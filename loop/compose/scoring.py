@@ -130,8 +130,6 @@ class TwinEvaluator:
         self._deadline_s = deadline_s
         self._past: dict[int, PastWindow] = {}
         self.evaluations = 0
-        self.wall_s = 0.0
-        """Wall time spent in scoring; the pool's workers run side by side."""
 
     def learn(self, past: Sequence[PastWindow]) -> None:
         """These windows are past now: tasks may name them."""
@@ -144,8 +142,6 @@ class TwinEvaluator:
         payloads = [PoolJob(pickle.dumps(self._job(policy, task)), self._deadline_s) for policy, task in jobs]
         for index, answer in self._pool.run(payloads):
             self.evaluations += 1
-            self.wall_s += time.monotonic() - began
-            began = time.monotonic()
             yield index, self._evaluation(jobs[index][0], answer)
 
     def segments(self, indices: Sequence[int]) -> tuple[Segment, ...]:

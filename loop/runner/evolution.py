@@ -34,7 +34,6 @@ class EvolutionStep:
     reason: str
     evaluations: int = 0
     candidates: int = 0
-    cpu_s: float = 0.0
     deaths: dict[str, int] = field(default_factory=dict)
     gain: float = 0.0
     """Predicted share of the objective that the champion saves, on windows that it was not made on."""
@@ -139,7 +138,6 @@ class BackgroundEvolution:
             self.cost.evaluations + step.evaluations,
             self.cost.candidates + step.candidates,
             self.cost.wall_s + wall_s,
-            self.cost.cpu_s + step.cpu_s,
         )
         champion = step.champion
         if champion is not None and champion.digest not in self._banned:

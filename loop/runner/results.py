@@ -48,7 +48,6 @@ class EvolutionCost:
     evaluations: int = 0
     candidates: int = 0
     wall_s: float = 0.0
-    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 The usual autoscaler: above the high mark it adds replicas up to the target, below the low mark for some
 windows it removes the least efficient ones, and after each change it rests. Online that saves device-hours.
-In batch replay a window is done when its last request is: all devices are always wanted.
+In batch replay a window is done when its last request is: all devices are always wanted, and only the models'
+shares of them change.
 """
 
 import math
@@ -46,7 +47,7 @@ def should_replan(obs: Observation, memo: Memo) -> bool:
     if not kept or len(kept) < len(obs.plan.replicas):
         return True
     if obs.mode is ReplayMode.BATCH:
-        return differs(obs.plan, Plan(_grow(obs, 0.0)))
+        return differs(obs.plan, _batch_layout(obs))
     used = _utilisation(obs)
     calm = memo.get("calm", 0.0) + 1.0 if used < LOW and not _suffers(obs) else 0.0
     memo["calm"] = calm
@@ -58,7 +59,7 @@ def should_replan(obs: Observation, memo: Memo) -> bool:
 def plan(obs: Observation, budget_s: float, memo: Memo) -> Plan:
     """Replicas for the target utilisation: add what is missing, or after some calm drop what is too much."""
     if obs.mode is ReplayMode.BATCH:
-        return Plan(_grow(obs, 0.0), "batch: every device shortens the window")
+        return _batch_layout(obs)
     used = _utilisation(obs)
     until_s = TARGET * obs.window_s
     if memo.get("calm", 0.0) > CALM_WINDOWS:
@@ -67,6 +68,16 @@ def plan(obs: Observation, budget_s: float, memo: Memo) -> Plan:
     if _suffers(obs):  # the estimate of what is needed was too low
         until_s *= min(1.0, used)
     return Plan(_grow(obs, until_s), f"utilisation {used:.0%}: more replicas")
+
+
+def _batch_layout(obs: Observation) -> Plan:
+    """All devices; a model that is done long before the last one gives replicas up to it."""
+    kept = keep(obs)
+    used = [_utilisation_of(obs, load) for load in loads(obs)]
+    if used and min(used) < LOW * max(used) < math.inf and obs.ticks_since_replan >= COOLDOWN_WINDOWS:
+        kept = shrink(obs, loads(obs), kept, TARGET * max(used) * obs.window_s)
+    specs = fill(obs, loads(obs), kept, MAX_NUM_SEQS, MAX_BATCHED_TOKENS, concurrency=CONCURRENCY)
+    return Plan(specs, "batch: every device shortens the window")
 
 
 def _suffers(obs: Observation) -> bool:

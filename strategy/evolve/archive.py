@@ -127,7 +127,8 @@ class Archive:
     def __contains__(self, digest: str) -> bool:
         return self._db.execute("SELECT 1 FROM candidates WHERE digest = ?", (digest,)).fetchone() is not None
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """Candidates."""
         return int(self._db.execute("SELECT count(*) FROM candidates").fetchone()[0])
 
     def __iter__(self) -> Iterator[PolicySource]:

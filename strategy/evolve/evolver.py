@@ -108,6 +108,7 @@ class _Step:
     obs: Observation | None
     stages: Stages
     budget: Budget
+    stop: Callable[[], bool]
     spent: int = 0
     candidates: int = 0
     deaths: Counter[Death] = field(default_factory=Counter)
@@ -164,11 +165,14 @@ class Evolver:
         obs: Observation | None,
         stages: Stages,
         budget: Budget,
+        *,
+        stop: Callable[[], bool] = lambda: False,
     ) -> StepOutcome:
-        """Search until the budget or the deadline is near, then let the best winners try the last stages."""
+        """Search until the budget or the deadline is near, then let the best winners try the last stages;
+        as soon as `stop` says so, begin nothing more."""
         self._generation += 1
         self._keep_scores_of(stages)
-        step = _Step(incumbent, obs, stages, budget)
+        step = _Step(incumbent, obs, stages, budget, stop)
         self._score_parents(step, parents)
         reason = self._search(step)
         return self._decide(step, reason)
@@ -193,7 +197,7 @@ class Evolver:
         room = max(0, step.budget.evaluations // 2 - step.spent)
         fresh = [p for p in others if (p.digest, step.stages.full) not in self._scores]
         cached = [p for p in others if (p.digest, step.stages.full) in self._scores]
-        if fresh[:room] and self._has_time(step, fresh[:room], step.stages.full):
+        if self._has_time(step, fresh[:room], step.stages.full):
             self._evaluate(step, fresh[:room], "full", step.stages.full)
             cached += fresh[:room]
         step.members[step.incumbent.digest] = _Member(step.incumbent, 1.0)
@@ -214,7 +218,7 @@ class Evolver:
             probe = [step.incumbent] * count
             both = (step.stages.smoke, step.stages.full, *(task for _, task in step.stages.last))
             if not self._has_time(step, probe, *both):
-                return "deadline near"
+                return "stopped" if step.stop() else "deadline near"
             candidates = self._synthesiser.ask(self._parents(step), step.obs, count)
             without = 0 if candidates else without + 1
             if without == 2:
@@ -371,6 +375,8 @@ class Evolver:
 
     def _has_time(self, step: _Step, policies: Sequence[PolicySource], *tasks: EvaluationTask) -> bool:
         """Whether all these policies can be evaluated on all these tasks before the deadline."""
+        if step.stop():
+            return False
         windows = len(policies) * sum(max(1, len(task.windows)) for task in tasks)
         needed_s = self._config.safety * windows * self._window_s
         return self._clock() + needed_s < step.budget.deadline_s

@@ -7,10 +7,10 @@ hostile policy in its place is the sandbox, not this.
 from __future__ import annotations
 
 import ast
-import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -100,6 +100,11 @@ class Violation:
 
 def check_policy(source: str) -> list[Violation]:
     """Everything that is wrong with a policy's source, in order of line; empty: nothing is."""
+    return list(_check(source))
+
+
+@lru_cache(maxsize=1024)
+def _check(source: str) -> list[Violation]:
     if len(source.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
         return [Violation(0, f"the source is longer than {MAX_SOURCE_BYTES} bytes")]
     try:
@@ -120,6 +125,7 @@ def check_policy(source: str) -> list[Violation]:
     return sorted(set(found), key=lambda v: (v.line, v.message))
 
 
+@lru_cache(maxsize=1024)
 def normalised_digest(source: str) -> str:
     """Identity of what a policy does, not of how it is written: 16 hex digits over the syntax tree without
     comments, docstrings, annotations, unused imports and the last digits of constants.
@@ -127,7 +133,7 @@ def normalised_digest(source: str) -> str:
     Raises:
         SyntaxError: the source does not parse.
     """
-    tree = _Normal().visit(copy.deepcopy(ast.parse(source)))
+    tree = _Normal().visit(ast.parse(source))
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     body = []
     for node in tree.body:

@@ -122,7 +122,7 @@ class PolicyConformance:
 
     @given(obs=observations())
     @settings(
-        max_examples=12,
+        max_examples=8,
         deadline=None,
         suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
     )
@@ -254,7 +254,7 @@ class PolicyConformance:
         ready=st.sampled_from([0.0, 45.0, 1e4]),
         role=st.sampled_from(list(Role)),
     )
-    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     def test_routes_are_valid_pure_and_repeatable(
         self, counts: list[tuple[int, int, int]], tokens: int, output: float, ready: float, role: Role
     ) -> None:

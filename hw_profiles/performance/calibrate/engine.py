@@ -19,6 +19,7 @@ from hw_profiles.performance.replica import ReplicaPerformance
 Floats = NDArray[np.float64]
 MAX_BASE_S = 0.02
 FLOOR_QUANTILES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+FLOOR_FACTORS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15)
 LOWEST, HIGHEST = (0.7, 0.0, 0.0), (1.6, 0.5, 0.05)
 """Bounds of (kernel scale, base_s, per_sequence_s): kernels measured alone are never that far off."""
 ROUNDS = 4
@@ -125,8 +126,8 @@ def fit_iterations(samples: Sequence[IterationSample], *, source: str) -> Engine
     kernels = np.array([s.kernels_s for s in samples])
     counts = np.array([float(s.sequences) for s in samples])
     measured = np.array([s.measured_s for s in samples])
-    fits = []
-    for floor in (0.0, *np.quantile(measured, FLOOR_QUANTILES).tolist()):
+
+    def at(floor: float) -> tuple[float, float, EngineFit]:
         columns = np.stack([np.maximum(kernels, floor), np.ones_like(kernels), counts], axis=1)
         (scale, base_s, per_sequence_s), errors = _least_absolute(columns, measured)
         engine = EngineFit(
@@ -138,8 +139,12 @@ def fit_iterations(samples: Sequence[IterationSample], *, source: str) -> Engine
             rows=len(samples),
             source=source,
         )
-        fits.append((float(np.mean(errors)), floor, engine))
-    return min(fits, key=lambda fit: fit[:2])[2]
+        return float(np.mean(errors)), floor, engine
+
+    coarse = [at(floor) for floor in (0.0, *np.quantile(measured, FLOOR_QUANTILES).tolist())]
+    best = min(coarse, key=lambda fit: fit[:2])
+    fine = [at(best[1] * factor) for factor in FLOOR_FACTORS]
+    return min([best, *fine], key=lambda fit: fit[:2])[2]
 
 
 def fit_front_end(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from strategy.evolve.synthesise.parts import Parts, take_apart
+from strategy.evolve.parts import Parts, take_apart
 
 FOLDERS = {"should_replan": "trigger", "plan": "planner", "route": "routing", "priority": "order"}
 """Function of a policy -> folder with the idioms for it."""

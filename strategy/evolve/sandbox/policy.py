@@ -27,14 +27,13 @@ from loop.contracts import (
     RequestView,
     Role,
 )
+from strategy.evolve.sandbox.affinity import SharedCpu
 from strategy.evolve.sandbox.limits import SandboxLimits
 from strategy.evolve.sandbox.process import (
     PolicyRaisedError,
     WorkerProcess,
     WorkerSupply,
     parse,
-    share_cpu,
-    unshare_cpu,
 )
 from strategy.evolve.worker import wire
 
@@ -78,6 +77,7 @@ class SandboxedPolicy:
         self._own_supply = supply is None
         self._supply = supply or WorkerSupply(self.limits)
         self._worker: WorkerProcess | None = None
+        self._shared: SharedCpu | None = None
         self._dead = ""
         self._route_ms = math.ceil(self.limits.route_s * 1000)
         self._memo: Memo | None = None
@@ -128,8 +128,8 @@ class SandboxedPolicy:
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
-            if self.limits.share_cpu:
-                unshare_cpu()
+            if self._shared is not None:
+                self._shared.close()
         if self._own_supply:
             self._supply.close()
 
@@ -186,6 +186,8 @@ class SandboxedPolicy:
     def _at_monitoring_point(
         self, kind: int, obs: Observation, budget_s: float, memo: Memo, timeout_s: float
     ) -> Any:
+        if self._shared is not None:
+            self._shared.settle()
         # a memo or an observation that was sent before is not sent again
         changed = memo is not self._memo or dict(memo) != self._mirror
         observed = None if obs is self._obs else pickle.dumps(obs, protocol=5)
@@ -269,8 +271,7 @@ class SandboxedPolicy:
         except BaseException:
             worker.kill()
             raise
-        if self.limits.share_cpu:
-            share_cpu(worker.pid)
+        self._shared = SharedCpu(worker.pid) if self.limits.share_cpu else None
         self._worker, self.layers = worker, worker.layers
 
     def _forget(self) -> None:

@@ -27,6 +27,7 @@ import structlog
 
 import strategy
 from loop.contracts import PolicyCrashed, PolicyError, PolicyTimeout
+from strategy.evolve.sandbox.affinity import release
 from strategy.evolve.sandbox.limits import SandboxLimits
 from strategy.evolve.worker import wire
 
@@ -35,8 +36,6 @@ _PIPE_BYTES = 1 << 20
 _BOOT = (
     "import sys; sys.path[:] = {paths!r}; from strategy.evolve.worker.main import main; main(sys.argv[1:])"
 )
-_CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-"""Of this process when it started."""
 _ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",  # sets of strings iterate alike in every worker: replays stay exact
@@ -299,31 +298,8 @@ def _start(child_read: int, child_write: int) -> subprocess.Popen[bytes]:
         process = start()
     else:
         process = _starter(os.getpid()).submit(start).result()
-    if _CPUS:  # not those of a parent that shares its CPU with another worker
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(process.pid, _CPUS)
+    release(process.pid)  # a worker does not inherit the CPU that its parent shares with another one
     return process
-
-
-def share_cpu(pid: int) -> None:
-    """Bind the calling thread and a worker to one CPU: they take turns anyway, and waking a process on
-    another, idle CPU costs ten times as much as switching to it (measured: 100 us against 8)."""
-    if not _CPUS:
-        return
-    mine = os.sched_getaffinity(0)
-    stat = Path("/proc/thread-self/stat").read_text(encoding="ascii")
-    current = int(stat.rpartition(")")[2].split()[36])  # field 39: the CPU last run on
-    cpu = {current} if current in mine else {min(mine)}
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(pid, cpu)
-        os.sched_setaffinity(0, cpu)
-
-
-def unshare_cpu() -> None:
-    """Let the calling thread run on all CPUs again."""
-    if _CPUS:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, _CPUS)
 
 
 @cache

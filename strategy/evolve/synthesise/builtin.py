@@ -10,6 +10,7 @@ import structlog
 
 from loop.contracts import Evaluation, Observation, Parent, PolicySource
 from strategy.evolve.idioms import Idiom, catalogue
+from strategy.evolve.parts import Parts, describe, graft, take_apart
 from strategy.evolve.source import make_source
 from strategy.evolve.static import check_policy, normalised_digest
 from strategy.evolve.synthesise.constants import (
@@ -17,10 +18,10 @@ from strategy.evolve.synthesise.constants import (
     Tuner,
     find_constants,
     random_values,
+    skeleton,
     with_constants,
 )
 from strategy.evolve.synthesise.edits import EDITS, Edited
-from strategy.evolve.synthesise.parts import Parts, describe, graft, take_apart
 
 _log = structlog.get_logger(__name__)
 _TRIES = 12
@@ -98,9 +99,9 @@ class BuiltinSynthesiser:
         record.tried += 1
         if relative is not None and relative < 1.0:
             record.won += min(1.0, 0.5 + 10.0 * (1.0 - relative))
-        skeleton, number = self._points.pop(candidate.digest, ("", -1))
-        if skeleton in self._tuners:
-            self._tuners[skeleton].tell(number, relative if relative is not None else objective)
+        tuned, number = self._points.pop(candidate.digest, ("", -1))
+        if tuned in self._tuners:
+            self._tuners[tuned].tell(number, relative if relative is not None else objective)
 
     def _attempt(self, parents: Sequence[Parent], obs: Observation | None) -> PolicySource | None:
         operator = self._choose()
@@ -150,16 +151,16 @@ class BuiltinSynthesiser:
         constants = find_constants(policy.source)
         if not constants:
             return None
-        skeleton = normalised_digest(with_constants(policy.source, {c.name: c.low for c in constants}))
-        if skeleton not in self._tuners:
-            self._tuners[skeleton] = Tuner(constants, seed=self._rng.randrange(1 << 30))
-        number, values = self._tuners[skeleton].ask()
+        identity = skeleton(policy.source)
+        if identity not in self._tuners:
+            self._tuners[identity] = Tuner(constants, seed=self._rng.randrange(1 << 30))
+        number, values = self._tuners[identity].ask()
         note = _changes(constants, values)
         if not note:
             return None
         parts = take_apart(with_constants(policy.source, values))
         source = describe(parts, "Constants tuned by CMA-ES", f"Changed: {note}.").render()
-        return _Draft(source, f"tuned {note}", (policy.digest,), (skeleton, number))
+        return _Draft(source, f"tuned {note}", (policy.digest,), (identity, number))
 
     def _swapped(self, policy: PolicySource, parts: Parts, obs: Observation | None) -> _Draft | None:
         idiom = self._rng.choice(self.idioms)

@@ -8,11 +8,13 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import libcst as cst
 import numpy as np
 from numpy.typing import NDArray
+
+from strategy.evolve.static import normalised_digest
 
 _RANGE = re.compile(r"#\s*(-?[\d.e+]+)\s+to\s+(-?[\d.e+]+)\s*:")
 _SPREAD = 8.0
@@ -53,6 +55,7 @@ class Constant:
         return self.low > 0 and self.high / self.low > 4
 
 
+@lru_cache(maxsize=1024)
 def find_constants(source: str) -> tuple[Constant, ...]:
     """The UPPER_CASE numbers at the top level of a policy, with the ranges that their comments state."""
     lines = source.splitlines()
@@ -72,11 +75,25 @@ def find_constants(source: str) -> tuple[Constant, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=1024)
+def skeleton(source: str) -> str:
+    """Identity of a policy apart from the values of its constants."""
+    return normalised_digest(with_constants(source, {c.name: 0.0 for c in find_constants(source)}))
+
+
 def with_constants(source: str, values: dict[str, float]) -> str:
     """The source with other values for some of its constants; comments and layout stay."""
     integers = {c.name: c.integer for c in find_constants(source)}
-    texts = {n: repr(round(v)) if integers.get(n) else repr(float(v)) for n, v in values.items()}
-    return cst.parse_module(source).visit(_SetConstants(texts)).code
+    lines = source.encode().splitlines(keepends=True)  # ast counts columns in bytes
+    nodes = [n for n in ast.parse(source).body if isinstance(n, ast.Assign)]
+    for node in reversed(nodes):  # from the end, so that the columns before stay true
+        target, value = node.targets[0], node.value
+        if isinstance(target, ast.Name) and target.id in values and value.lineno == value.end_lineno:
+            number = values[target.id]
+            text = repr(round(number)) if integers.get(target.id) else repr(float(number))
+            line = lines[value.lineno - 1]
+            lines[value.lineno - 1] = line[: value.col_offset] + text.encode() + line[value.end_col_offset :]
+    return b"".join(lines).decode()
 
 
 class Tuner:
@@ -107,6 +124,11 @@ class Tuner:
         self._told: dict[int, float] = {}
         self._next = 0
 
+    @property
+    def left(self) -> int:
+        """Points of the present generation that were not asked for yet; 0: the next one begins another."""
+        return len(self._asked) - self._next
+
     def ask(self) -> tuple[int, dict[str, float]]:
         """(number of the point, the constants' values)."""
         if self._next >= len(self._asked):
@@ -135,30 +157,6 @@ class Tuner:
 def random_values(constants: Sequence[Constant], draw: Callable[[], float]) -> dict[str, float]:
     """Each constant anywhere in its range, evenly on its scale; `draw` gives numbers from 0 to 1."""
     return {c.name: c.from_unit(draw()) for c in constants}
-
-
-class _SetConstants(cst.CSTTransformer):
-    """Exchanges the numbers of top-level assignments."""
-
-    def __init__(self, texts: dict[str, str]) -> None:
-        self._texts = texts
-
-    def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:  # noqa: N802, ARG002  libcst's naming
-        return False
-
-    def leave_Assign(self, original_node: cst.Assign, updated_node: cst.Assign) -> cst.Assign:  # noqa: N802
-        target = original_node.targets[0].target
-        if isinstance(target, cst.Name) and target.value in self._texts:
-            value = cst.parse_expression(self._texts[target.value])
-            return updated_node.with_changes(value=_in_place_of(original_node.value, value))
-        return updated_node
-
-
-def _in_place_of(old: cst.BaseExpression, new: cst.BaseExpression) -> cst.BaseExpression:
-    """Keep the parentheses of the old value: a comment may stand inside them."""
-    if isinstance(old, cst.Integer | cst.Float | cst.UnaryOperation) and old.lpar:
-        return new.with_changes(lpar=old.lpar, rpar=old.rpar)
-    return new
 
 
 def _number(node: ast.expr) -> int | float | None:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from strategy.evolve.synthesise.parts import LINE_LENGTH, Parts
+from strategy.evolve.parts import LINE_LENGTH, Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,24 +190,21 @@ def insert_condition(parts: Parts, rng: random.Random) -> Edited | None:
 
 
 def remove_condition(parts: Parts, rng: random.Random) -> Edited | None:
-    """One early return less, in any of the functions."""
-    found: list[tuple[str, ast.If]] = []
-    for name, text in parts.functions.items():
-        found += [
-            (name, node)
-            for node in _function(text).body[:-1]
-            if isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], ast.Return)
-        ]
+    """One early return less in the trigger. (Elsewhere they guard against what cannot be computed.)"""
+    text = parts.functions["should_replan"]
+    found = [
+        node
+        for node in _function(text).body[:-1]
+        if isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], ast.Return)
+    ]
     if not found:
         return None
-    name, node = rng.choice(found)
-    lines = parts.functions[name].splitlines()
-    test = ast.unparse(node.test)
+    node = rng.choice(found)
+    lines = text.splitlines()
     del lines[node.lineno - 1 : node.end_lineno]
-    text = "\n".join(lines)
-    what = f"{name}: no early return any more when {test}"
-    why = "One rule less: it is not known to help."
-    return Edited(replace(parts, functions={**parts.functions, name: text}), what, why)
+    functions = {**parts.functions, "should_replan": "\n".join(lines)}
+    what = f"trigger: no early answer any more when {ast.unparse(node.test)}"
+    return Edited(replace(parts, functions=functions), what, "One rule less: it is not known to help.")
 
 
 def add_term(parts: Parts, rng: random.Random) -> Edited | None:

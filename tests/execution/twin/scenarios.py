@@ -23,6 +23,11 @@ PLANS: tuple[tuple[ReplicaSpec, ...], ...] = (
         spec("d5", role=Role.DECODE),
         spec("d6", seqs=8),
     ),
+    (
+        spec("d0", role=Role.PREFILL, budget=128),
+        spec("d4", role=Role.DECODE),
+        spec("d1", role=Role.DECODE),
+    ),
     (),
 )
 

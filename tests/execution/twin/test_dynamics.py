@@ -209,6 +209,23 @@ def test_when_the_decode_replica_dies_others_or_the_prefill_replica_itself_take_
     assert (bench.record(0).finish, bench.record(0).retries, bench.record(0).replica) == (Finish.OK, 1, 0)
 
 
+@pytest.mark.parametrize(("wait_s", "retries"), [(0.0265, 0), (0.5, 1)], ids=["flying", "queued"])
+def test_a_decode_replica_cancelled_while_it_loads_gives_back_what_was_sent_to_it(
+    wait_s: float, retries: int
+) -> None:
+    bench = Bench().serving(spec("d0", role=Role.PREFILL))
+    start_s = bench.twin.now_s
+    bench.twin.apply(Plan((spec("d0", role=Role.PREFILL), spec("d4", role=Role.DECODE))))
+    bench.twin.submit([request(i, start_s, 400, 20) for i in range(2)])
+    bench.twin.run_until(start_s + wait_s)
+    bench.twin.apply(Plan((spec("d0", role=Role.PREFILL),)))
+    assert bench.twin.run_until_idle(1e9)
+    assert {r.id: (r.finish, r.replica, r.retries) for r in bench.records} == {
+        0: (Finish.OK, 0, retries),
+        1: (Finish.OK, 0, retries),
+    }
+
+
 # -- policies, forks, bad input ------------------------------------------------------------------------------
 
 

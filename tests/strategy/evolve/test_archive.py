@@ -30,7 +30,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
         archive.add_outcome(second.digest, Death.TIMEOUT, "late", 2)
     with Archive(tmp_path / "archive.db") as archive:
         assert list(archive) == [first, second]
-        assert len(archive) == 2
+        assert archive.count() == 2
         assert first.digest in archive
         assert archive.get(second.digest[:6]) == second
         assert archive.lineage(second.digest) == [second, first]

@@ -10,6 +10,7 @@ import ast
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import libcst as cst
 
@@ -84,6 +85,7 @@ class Parts:
         return "\n\n".join(groups)
 
 
+@lru_cache(maxsize=256)
 def take_apart(source: str) -> Parts:
     """The pieces of a policy that passes the static check.
 
@@ -156,10 +158,11 @@ def graft(target: Parts, donor: Parts, function: str) -> Parts:
     ).pruned()
 
 
-def used_names(piece: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def used_names(piece: str) -> tuple[str, ...]:
     """Names that a piece of source reads, in the order of appearance."""
     found = [n.id for n in ast.walk(ast.parse(piece)) if isinstance(n, ast.Name)]
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
 
 
 def rename(piece: str, names: Mapping[str, str]) -> str:

@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import ast
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loop.contracts import Death, Evaluation, EvaluationTask, Memo, Parent, PolicySource
+from loop.guard import plan_problems
+from strategy.baselines import load_baseline
+from strategy.evolve import check_policy
+from strategy.evolve.idioms import FOLDERS, catalogue
+from strategy.evolve.source import make_source
+from strategy.evolve.synthesise import BuiltinSynthesiser, random_program
+from strategy.evolve.synthesise.constants import Constant, Tuner, find_constants, skeleton, with_constants
+from strategy.evolve.synthesise.edits import EDITS, _sum_in, add_term, insert_condition, remove_term
+from strategy.evolve.parts import graft, take_apart
+from strategy.evolve.tuning import tune_constants
+from strategy.policy import ModulePolicy
+from tests.strategy.builders import busy, observation, replica, serving
+from tests.strategy.evolve.test_sandbox_policy import REQUEST
+from tests.strategy.evolve.worlds import SyntheticEvaluator, distance, knobs, score_of
+
+GOLDEN = Path(__file__).parent / "golden"
+SEEDS = ("least_loaded", "kv_aware", "periodic_rebalance", "threshold_autoscaler")
+
+
+def parents() -> list[Parent]:
+    return [Parent(load_baseline(name).as_source(), 1.0 + i) for i, name in enumerate(SEEDS)]
+
+
+def can_decide(policy: PolicySource) -> None:
+    """Everything that a policy is asked for, in process: a plan that can be carried out, and the rest."""
+    loaded = ModulePolicy.from_source(policy)
+    obs, memo = observation(demands=[busy("tiny")]), Memo()
+    plan = loaded.plan(obs, 1.0, memo)
+    assert plan_problems(plan, obs) == []
+    later = serving(obs, plan)
+    assert loaded.should_replan(later, memo) in (True, False)
+    assert plan_problems(loaded.plan(later, 1.0, memo), later) == []
+    views = [replica(i, waiting=i, ready_in_s=float(i)) for i in range(5)]
+    for cached in ((), (0, 0, 400, 0, 0)):
+        index = loaded.route(REQUEST._replace(cached_tokens=cached), views, memo)
+        assert 0 <= index < 5
+        assert isinstance(loaded.priority(REQUEST, views[index], memo), float)
+
+
+@pytest.mark.parametrize("idiom", catalogue(), ids=lambda i: f"{i.function}-{i.name}")
+def test_every_idiom_fits_into_every_baseline(idiom) -> None:
+    assert idiom.what
+    assert idiom.why
+    for name in SEEDS:
+        grafted = graft(take_apart(load_baseline(name).source), idiom.parts, idiom.function)
+        source = grafted.render()
+        assert check_policy(source) == []
+        can_decide(make_source(source))
+    for constant in idiom.parts.constants.values():
+        (found,) = find_constants(constant)
+        assert "#" in constant
+        assert found.low <= found.value <= found.high
+
+
+def test_the_library_has_several_idioms_for_each_function() -> None:
+    assert all(sum(i.function == f for i in catalogue()) >= 5 for f in FOLDERS)
+
+
+def test_candidates_pass_the_check_and_can_decide() -> None:
+    found = BuiltinSynthesiser(seed=11).ask(parents(), None, 40)
+    assert len(found) == 40
+    assert len({c.operator for c in found}) >= 5
+    known = {p.policy.digest for p in parents()}
+    for candidate in found:
+        assert check_policy(candidate.source) == [], candidate.source
+        assert candidate.note
+        assert candidate.parents
+        assert set(candidate.parents) <= known
+        assert ast.get_docstring(ast.parse(candidate.source))
+        can_decide(candidate)
+
+
+def test_reproducible_from_the_seed() -> None:
+    def run(seed: int) -> list[str]:
+        synthesiser = BuiltinSynthesiser(seed)
+        found = []
+        for _ in range(3):
+            for candidate in synthesiser.ask(parents(), None, 8):
+                found.append(candidate.source)
+                score = score_of([float(len(candidate.source))])
+                synthesiser.tell(candidate, Evaluation(candidate.digest, score), 2000.0)
+        return found
+
+    assert run(4) == run(4)
+    assert run(4) != run(5)
+
+
+def test_no_candidate_comes_twice_and_seeds_do_not_come_back() -> None:
+    synthesiser = BuiltinSynthesiser(seed=6)
+    found = [c.source for _ in range(4) for c in synthesiser.ask(parents(), None, 10)]
+    assert len(set(found)) == len(found)
+
+
+def test_descendants_of_descendants_stay_sound() -> None:
+    """Edits on edits on edits: what a long evolution does."""
+    rng, synthesiser, pool = random.Random(1), BuiltinSynthesiser(seed=8), parents()
+    for _ in range(8):
+        found = synthesiser.ask(pool, None, 4)
+        for candidate in found:
+            assert check_policy(candidate.source) == [], candidate.source
+            assert len(candidate.source) < 12_000
+        pool = [*pool[-4:], *(Parent(c, rng.random()) for c in found)]
+    for parent in pool:
+        can_decide(parent.policy)
+
+
+def test_the_better_operator_is_used_more() -> None:
+    synthesiser = BuiltinSynthesiser(seed=2)
+    counts = dict.fromkeys(("first", "last"), 0)
+    for turn in range(24):
+        for candidate in synthesiser.ask(parents(), None, 4):
+            good = candidate.operator == "edit:insert-condition" or candidate.operator == "swap-idiom"
+            score = score_of([50.0 if good else 200.0])
+            synthesiser.tell(candidate, Evaluation(candidate.digest, score), 100.0)
+            counts["first" if turn < 4 else "last"] += candidate.operator == "swap-idiom"
+    assert counts["last"] / 20 > counts["first"] / 4
+
+
+def test_failures_are_taken_in() -> None:
+    synthesiser = BuiltinSynthesiser(seed=2)
+    for candidate in synthesiser.ask(parents(), None, 12):
+        synthesiser.tell(candidate, Evaluation(candidate.digest, None, Death.TIMEOUT, "late"), 100.0)
+    assert len(synthesiser.ask(parents(), None, 12)) == 12
+
+
+def test_nothing_to_work_on() -> None:
+    assert BuiltinSynthesiser(seed=1).ask([], None, 3) == []
+    odd = make_source("if True:\n    x = 1\n")
+    assert BuiltinSynthesiser(seed=1).ask([Parent(odd, 1.0)], None, 3) == []
+
+
+# Golden text: what an edit makes of a policy, word for word.
+
+
+def golden(name: str, source: str) -> None:
+    path = GOLDEN / f"{name}.py.txt"
+    assert source == path.read_text(encoding="utf-8"), f"{path} differs; is the change meant?"
+
+
+def test_golden_graft() -> None:
+    idiom = next(i for i in catalogue() if i.name == "expected_completion")
+    golden("graft", graft(take_apart(knobs().source), idiom.parts, "route").render())
+
+
+def test_golden_insert_condition() -> None:
+    edited = insert_condition(take_apart(knobs().source), random.Random(1))
+    assert edited is not None
+    golden("insert_condition", edited.parts.render())
+
+
+def test_golden_terms() -> None:
+    idiom = next(i for i in catalogue() if i.name == "least_backlog_seconds")
+    parts = graft(take_apart(knobs().source), idiom.parts, "route")
+    rng = random.Random(5)
+    for _ in range(6):
+        edited = add_term(parts, rng)
+        parts = edited.parts if edited is not None else parts
+    golden("add_terms", parts.render())
+    less = remove_term(parts, random.Random(3))
+    assert less is not None
+    golden("remove_term", less.parts.render())
+
+
+def test_golden_constants() -> None:
+    golden("constants", with_constants(load_baseline("kv_aware").source, {"QUEUE_WEIGHT": 0.25}))
+
+
+def test_helpers_of_the_same_name_do_not_meet() -> None:
+    target = take_apart(load_baseline("least_loaded").source)
+    other = load_baseline("least_loaded").source.replace("keep(obs)", "()")
+    parts = graft(target, take_apart(other), "plan")
+    assert "_layout_to_plan" in parts.functions
+    assert "return _layout_to_plan(obs)" in parts.functions["plan"]
+    assert "_layout(obs)" in parts.functions["should_replan"]
+    assert check_policy(parts.render()) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(SEEDS),
+    st.lists(st.tuples(st.sampled_from(sorted(EDITS)), st.integers(0, 99)), max_size=6),
+)
+def test_edits_in_any_order_keep_a_policy_sound(name: str, edits: list[tuple[str, int]]) -> None:
+    parts = take_apart(load_baseline(name).source)
+    for edit, seed in edits:
+        edited = EDITS[edit](parts, random.Random(seed))
+        if edited is not None:
+            parts = edited.parts
+            source = parts.render()
+            assert check_policy(source) == []
+            parts = take_apart(source)
+
+
+@pytest.mark.parametrize("value", ["a - (b + c)", "(a - b) * c - d", "-a + b", "a if b else c", "a - -b"])
+def test_sums_are_taken_apart_exactly(value: str) -> None:
+    numbers = {"a": 2.0, "b": 3.0, "c": 5.0, "d": 7.0}
+    text = f"def priority(request, replica, memo):\n    return {value}"
+    parts = take_apart(f"{text}\n")
+    found = _sum_in(parts, "priority")
+    assert found is not None
+    again = found.with_terms(list(found.terms)).splitlines()[-1].removeprefix("    return ")
+    assert eval(again, dict(numbers)) == eval(value, dict(numbers))  # noqa: S307
+
+
+# Constants.
+
+
+def test_ranges_come_from_comments() -> None:
+    found = {c.name: c for c in find_constants(load_baseline("least_loaded").source)}
+    seqs = found["MAX_NUM_SEQS"]
+    assert (seqs.low, seqs.high, seqs.integer) == (16, 1024, True)
+    (assumed,) = find_constants("X = 8.0\nlower = 3\nY = 'text'\nZ = True\n")
+    assert (assumed.name, assumed.low, assumed.high, assumed.integer) == ("X", 1.0, 64.0, False)
+
+
+@given(st.floats(0, 1), st.floats(0.001, 10), st.floats(1.5, 1000), st.booleans())
+def test_scales_are_inverse_and_stay_in_range(unit: float, low: float, factor: float, integer: bool) -> None:
+    constant = Constant("X", low, low, low * factor, integer=False)
+    value = constant.from_unit(unit)
+    assert low <= value <= low * factor
+    assert constant.to_unit(value) == pytest.approx(unit, abs=0.02)
+
+
+def test_constants_are_set_in_place() -> None:
+    source = "A = 1.0  # 0.1 to 10: x\nB = (\n    2  # 1 to 9: y\n)\nC = -1.5\n"
+    changed = with_constants(source, {"A": 0.5, "B": 7.4, "C": 2.0})
+    assert changed == "A = 0.5  # 0.1 to 10: x\nB = (\n    7  # 1 to 9: y\n)\nC = 2.0\n"
+    assert skeleton(source) == skeleton(changed)
+
+
+def test_cma_finds_the_minimum_and_is_reproducible() -> None:
+    constants = find_constants(knobs().source)
+
+    def search(seed: int) -> tuple[float, list[dict[str, float]]]:
+        tuner, best, asked = Tuner(constants, seed), float("inf"), []
+        for _ in range(150):
+            number, values = tuner.ask()
+            worth = distance(make_source(with_constants(knobs().source, values)))
+            tuner.tell(number, worth if worth < 5.0 else None)
+            best = min(best, worth)
+            asked.append(values)
+        return best, asked
+
+    best, asked = search(3)
+    assert best < 0.1
+    assert search(3)[1] == asked
+    assert search(4)[1] != asked
+
+
+def test_tune_constants_improves_within_its_budget() -> None:
+    evaluator = SyntheticEvaluator()
+    tasks = [EvaluationTask((0, 1)), EvaluationTask((0,), world=1)]
+    tuned = tune_constants(knobs(), evaluator, tasks, evaluations=120, seed=1)
+    assert len(evaluator.jobs) <= 120
+    assert distance(tuned) < 0.3 * distance(knobs())
+    assert tuned.parents == (knobs().digest,)
+    assert check_policy(tuned.source) == []
+    assert tune_constants(knobs(), SyntheticEvaluator(), tasks, 120, 1) == tuned
+    assert tune_constants(knobs(), SyntheticEvaluator(), tasks, 3, 1) == knobs()
+    with pytest.raises(ValueError, match="no tasks"):
+        tune_constants(knobs(), evaluator, [], 9, 1)
+
+
+# Random programs.
+
+
+def test_random_programs_differ_and_are_sound() -> None:
+    programs = [random_program(seed) for seed in range(30)]
+    assert len({p.digest for p in programs}) == 30
+    assert random_program(7) == programs[7]
+    for program in programs:
+        assert check_policy(program.source) == [], program.source
+        can_decide(program)
+
+
+@pytest.mark.slow
+def test_generated_code_is_formatted_and_lint_free(tmp_path: Path) -> None:
+    ruff = shutil.which("ruff") or str(Path(sys.executable).with_name("ruff"))
+    root = Path(__file__).parents[3]
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    for index, candidate in enumerate(BuiltinSynthesiser(seed=21).ask(parents(), None, 40)):
+        (tmp_path / f"policy_{index}.py").write_text(candidate.source, encoding="utf-8")
+    lint = subprocess.run(
+        [ruff, "check", "--select", "F,I,W,E7,E9", "--ignore", "F841", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert lint.returncode == 0, lint.stdout
