@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.common import Options, Target, parse_options, progress, publish, run_main
 from execution.workload import windows
+from loop.commands.logs import configure_logging
 from loop.commands.replay import DEFAULT_SCENARIO, find_data, open_trace
 from loop.compose.evolving import DEFAULT_EVALUATIONS
 from loop.compose.experiment import EVOLVING, Experiment, main_job
@@ -27,6 +28,7 @@ QUICK_SEEDS = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it."""
     options = parse_options("loop_first", __doc__, argv)
+    configure_logging()
     results = []
     seeds = QUICK_SEEDS if options.quick else SEEDS
     for seed in range(options.seed, options.seed + seeds):

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from loop.commands import explain, replay
+from loop.commands.logs import configure_logging
 
 app = typer.Typer(
     name="loop",
@@ -41,6 +42,7 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
+    configure_logging()
     if version:
         from importlib.metadata import version as installed  # noqa: PLC0415 - only needed here
 

@@ -19,7 +19,9 @@ SOURCE = "serving logs"
 
 
 def judge(data: DataDir, performance: PerformanceModel, ledger: Ledger, *, quick: bool) -> None:
-    """Replay every run with engine overheads that its own requests had no part in."""
+    """Replay every run with engine overheads that its own requests had no part in; `quick` is no quicker: a
+    run cut short is another run."""
+    del quick
     skipped: list[str] = []
     runs = serving_logs.read(data, skipped)
     for line in skipped:
@@ -29,7 +31,7 @@ def judge(data: DataDir, performance: PerformanceModel, ledger: Ledger, *, quick
         sha256 = data.used[f"{run.name}/requests.jsonl"].sha256
         try:
             world = performance if sha256 not in known else _without(run, runs, performance)
-            _replay(run, world, ledger, limit=120 if quick else None)
+            _replay(run, world, ledger)
         except (InfeasibleError, PlanError) as error:
             ledger.left_out[f"{SOURCE}: {run.name}: {error}"] += 1
 
@@ -44,9 +46,9 @@ def _without(run: ServedRun, runs: Sequence[ServedRun], performance: Performance
     return performance.with_engine(fit_serving(performance, same or others, start))
 
 
-def _replay(run: ServedRun, world: PerformanceModel, ledger: Ledger, limit: int | None) -> None:
+def _replay(run: ServedRun, world: PerformanceModel, ledger: Ledger) -> None:
     setup = Setup(run.device, run.model, run.tp, run.pp, run.dp, run.max_num_seqs, run.max_num_batched_tokens)
-    measured = run.requests[:limit]
+    measured = run.requests
     requests = [
         Request(i, r.queued_s, run.model.name, r.input_tokens, r.output_tokens)
         for i, r in enumerate(measured)

@@ -227,7 +227,7 @@ class Twin:
         agenda, gateway, meter = self._agenda, self._gateway, self.meter
         happenings = self._happenings
         while True:
-            if gateway.returned:
+            while gateway.returned:
                 gateway.route_returned(self._now_s)
             while agenda and agenda[0][2] != agenda[0][3].version:
                 heappop(agenda)

@@ -109,11 +109,11 @@ def counted_times(
     For measured windows, where the count is known: a plain renewal process of high CV would miss it by
     `(cv^2 - 1) / 2` on average.
     """
-    gaps = unit_gaps(rng, count + 1, cv, family)
+    gaps = unit_gaps(rng, count, cv, family)
     total = float(gaps.sum())
     if not total > 0 or not math.isfinite(total):
         return np.sort(rng.random(count)) * span_s
-    # The first and the last gap share one renewal interval, cut at random: no arrival sits on the edge.
-    times = np.cumsum(gaps[:-1]) - gaps[0] * rng.random()
+    # The gaps close a circle that is cut open at a random point: no part of the window is favoured.
+    times = np.sort((np.cumsum(gaps) + total * rng.random()) % total)
     scaled: Floats = np.minimum(times / total * span_s, np.nextafter(span_s, 0.0))
     return scaled

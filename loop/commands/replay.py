@@ -82,7 +82,7 @@ def replay(
     ] = DEFAULT_EVALUATIONS,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = max(1, min(8, os.cpu_count() or 2)),
     seed: Annotated[int, typer.Option(help="Of the workload, the hidden world and evolution.")] = 0,
-    oracle: Annotated[bool, typer.Option(help="Also run the per-window oracle.")] = True,
+    oracle: Annotated[bool, typer.Option(help="Also show the limit: the best policy of each window.")] = True,
     searched: Annotated[bool, typer.Option(help="Also run tuned static and best of N random.")] = True,
     data_dir: Annotated[
         Path | None, typer.Option(help=f"Where trace data lie. Default: ${DATA_VARIABLE}, ../shared/data.")
@@ -128,7 +128,7 @@ def replay(
     if json:
         sys.stdout.write(_RESULT.dump_json(result).decode() + "\n")
         return
-    show(result, paths["report"], Console())
+    show(result, paths["report"], Console(width=None if sys.stdout.isatty() else 140))
 
 
 def find_data(given: Path | None) -> Path | None:
@@ -232,7 +232,7 @@ def save(result: ExperimentResult, out: Path) -> dict[str, Path]:
 
 def show(result: ExperimentResult, report: Path, console: Console) -> None:
     """Table, diff, and where the report is."""
-    console.print(final_table(result))
+    console.print(final_table(result, console.width))
     diff = policy_diff(result.first, result.last)
     if diff:
         console.print("\n[bold]How the policy was rewritten, first to last[/bold]")

@@ -19,8 +19,9 @@ from strategy.baselines import list_baselines, load_baseline
 from strategy.evolve import check_policy
 from strategy.evolve.archive import Archive
 from strategy.evolve.evolver import Budget, Evolver, Stages
-from strategy.evolve.synthesise.builtin import BuiltinSynthesiser, random_program
 from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
+from strategy.evolve.synthesise.builtin import BuiltinSynthesiser, random_program
+from strategy.evolve.tuning import tune_constants
 
 DEFAULT_EVALUATIONS = 24
 
@@ -134,6 +135,7 @@ class Evolution:
             past[-1].obs,
             stages_for([p.window.index for p in past], self._config.recent_windows, len(self._setup.worlds)),
             Budget(self._config.evaluations, time.monotonic() + self._config.step_deadline_s),
+            stop=stop.is_set,
         )
         champion, reason = outcome.best, outcome.reason
         if champion is not None and not stop.is_set():
@@ -165,7 +167,6 @@ class Evolution:
     def tuned_static(self, share: int, evaluations: int) -> PolicySource:
         """The best fixed parameters of the first policy, found on the first `share` windows."""
         past = self._learn_first(share)
-        from strategy.evolve import tune_constants
         tasks = (EvaluationTask(tuple(p.window.index for p in past)),)
         found = tune_constants(self._first, self._evaluator, tasks, evaluations, self._seed)
         return replace(found, note=f"constants of {self._first.name} tuned on the first {share} windows")

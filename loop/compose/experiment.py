@@ -8,31 +8,31 @@ the oracle.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 from execution.twin import WorldParameters
 from hw_profiles.performance import Perturbation
 from loop.compose.evolving import DEFAULT_EVALUATIONS, Evolution, EvolutionConfig
-from loop.compose.jobs import JobSetup, OracleStep, Told, best_of, drain, run_policy, start_pool
-from loop.compose.objective import Objective
-from loop.compose.replay import ReplayConfig, Start, replay
+from loop.compose.jobs import TRUSTED, JobSetup, Told, drain, run_policy, start_pool
+from loop.compose.objective import Objective, window_value
+from loop.compose.replay import ReplayConfig, replay
 from loop.compose.scoring import FALLBACK, ScoringSetup
 from loop.compose.world import World, WorldSpec, build_world
 from loop.contracts import (
     ClusterEvent,
-    Observation,
-    Plan,
     PolicyFaults,
     PolicySource,
+    Quantiles,
     ReplayMode,
     Resources,
     RunResult,
+    ServingStats,
     Slo,
     Window,
     WindowResult,
@@ -40,7 +40,6 @@ from loop.contracts import (
 )
 from loop.controller import ControllerConfig
 from loop.journal import Journal
-from loop.perception import StatsCollector
 from loop.runner.results import (
     ExperimentResult,
     SystemKind,
@@ -82,7 +81,7 @@ class ExperimentConfig:
     searched: bool = True
     """Also run tuned static and best of N random programs."""
     oracle: bool = True
-    """Also run the per-window oracle (batch replay only)."""
+    """Also show the limit: in each window the best of all policies, switching for free."""
 
 
 def main_job(*, seed: int = 0, evaluations: int = DEFAULT_EVALUATIONS) -> ExperimentConfig:
@@ -144,8 +143,8 @@ class Experiment:
             self._evolve(evolution)
             if config.searched:
                 self._search(pool, queue, evolution)
-            if config.oracle and config.mode is ReplayMode.BATCH:
-                self._oracle(pool, queue, evolution, sources)
+            if config.oracle:
+                self._oracle(pool, queue, evolution)
         return self._result(evolution)
 
     def _job_setup(self) -> JobSetup:
@@ -154,7 +153,6 @@ class Experiment:
             self._nominal.options,
             self._replay_config,
             self._windows,
-            self.config.objective,
         )
 
     def _evolution(self) -> Evolution:
@@ -283,41 +281,21 @@ class Experiment:
             source = replace(found[0], name=name)
             self._run_all(pool, queue, {name: source}, {name: SystemKind.SEARCHED})
 
-    def _oracle(
-        self,
-        pool: ProcessPoolExecutor,
-        queue: Queue[Told],
-        evolution: Evolution,
-        sources: dict[str, PolicySource],
-    ) -> None:
-        """Per window the best of all policies known at the end, each tried from the same state."""
+    def _oracle(self, pool: ProcessPoolExecutor, queue: Queue[Told], evolution: Evolution) -> None:
+        """The lower envelope of every policy known at the end, promoted ones included, switching for free."""
         name = "oracle"
         self._row(name, SystemKind.ORACLE)
-        self.status = "the oracle tries every policy on every window"
-        candidates = tuple({s.digest: s for s in (*sources.values(), *evolution.served)}.values())
-        halves = [candidates[k :: self.config.workers] for k in range(self.config.workers)]
-        plan: Plan | None = None
-        steps: list[OracleStep] = []
-        past = evolution.past
-        for i, window in enumerate(self._windows):
-            start = None
-            if i > 0 and plan is not None:
-                start = Start(replace(past[i].obs, plan=alive(plan, past[i].obs)), past[i - 1].obs)
-            futures = [pool.submit(best_of, half, window.index, start) for half in halves if half]
-            while wait(futures, timeout=0.2).not_done:
-                self.on_progress()
-            step = min((f.result() for f in futures), key=lambda s: s.value)
-            steps.append(step)
-            plan = step.run.windows[0].plan
-            self._update(
-                name,
-                done=i + 1,
-                total_s=sum(s.run.total_execution_time_s for s in steps),
-                note=f"window {i}: {step.policy}",
-            )
-            self._hear(queue)
-        self._systems.append(SystemResult(name, SystemKind.ORACLE, join_runs([s.run for s in steps])))
-        self._update(name, note="done")
+        self.status = "the oracle asks what each promoted policy would have done from the start"
+        runs = [s.run for s in self._systems]
+        futures = [
+            pool.submit(run_policy, p.name, p) for p in {p.digest: p for p in evolution.served[1:]}.values()
+        ]
+        while wait(futures, timeout=0.2).not_done:
+            self.on_progress()
+        list(drain(queue))
+        run = envelope([*runs, *(f.result() for f in futures)], self.config.objective)
+        self._systems.append(SystemResult(name, SystemKind.ORACLE, run))
+        self._update(name, done=len(self._windows), total_s=run.total_execution_time_s, note="done")
 
     def _row(self, name: str, kind: SystemKind) -> None:
         self.progress[name] = Progress(kind, total=len(self._windows))
@@ -363,13 +341,7 @@ def judged_world(nominal: WorldSpec, seed: int) -> WorldSpec:
 def baseline_source(name: str) -> PolicySource:
     """A baseline as a value that other processes know to be trusted package code."""
     policy = load_baseline(name)
-    return replace(policy.as_source(), operator="baseline")
-
-
-def alive(plan: Plan, obs: Observation) -> Plan:
-    """The replicas of a plan whose devices are all available."""
-    up = {d.id for d in obs.devices if d.available}
-    return Plan(tuple(r for r in plan.replicas if up.issuperset(r.devices)), plan.reason)
+    return replace(policy.as_source(), operator=TRUSTED)
 
 
 def window_info(window: Window) -> WindowInfo:
@@ -391,46 +363,37 @@ def _event_text(event: ClusterEvent) -> str:
     return f"{node} {event.kind}" + (f" {event.factor:g}" if event.kind == "speed" else "")
 
 
-def join_runs(runs: list[RunResult]) -> RunResult:
-    """One run made of runs of one window each; quantiles are weighted means, which is near enough for a
-    limit."""
-    windows = tuple(w for run in runs for w in run.windows)
-    stats = StatsCollector(Slo()).stats()
-    n = sum(r.stats.finished for r in runs) or 1
+def envelope(runs: Sequence[RunResult], objective: Objective) -> RunResult:
+    """A run made of the best window of any of `runs`, as if one could switch at no cost: the limit.
 
-    def mix(metric: str) -> object:
-        parts = [(getattr(r.stats, metric), r.stats.finished / n) for r in runs]
-        first = parts[0][0]
-        return replace(
-            first,
-            count=sum(p.count for p, _ in parts),
-            **{q: sum(getattr(p, q) * share for p, share in parts) for q in ("mean", "p50", "p90")},
-            p99=max(p.p99 for p, _ in parts),
+    Its quantiles are means over windows (p99: the worst), since its requests were never served together.
+    """
+    windows = tuple(
+        min((run.windows[i] for run in runs), key=lambda w: window_value(w, objective))
+        for i in range(len(runs[0].windows))
+    )
+    parts = [w.stats for w in windows]
+    spent = [w.resources for w in windows]
+    resources = Resources(
+        sum(r.device_s for r in spent), sum(r.joules for r in spent), sum(r.usd for r in spent)
+    )
+    return RunResult("oracle", windows, _joined(parts), resources, PolicyFaults())
+
+
+def _joined(parts: Sequence[ServingStats]) -> ServingStats:
+    counts: dict[str, Any] = {
+        f.name: sum(getattr(p, f.name) for p in parts) for f in fields(ServingStats) if f.type == "int"
+    }
+    n = counts["finished"] or 1
+
+    def mixed(metric: str) -> Quantiles:
+        found: list[tuple[Quantiles, float]] = [(getattr(p, metric), p.finished / n) for p in parts]
+        return Quantiles(
+            sum(q.count for q, _ in found),
+            sum(q.mean * share for q, share in found),
+            sum(q.p50 * share for q, share in found),
+            sum(q.p90 * share for q, share in found),
+            max(q.p99 for q, _ in found),
         )
 
-    counts = {
-        name: sum(getattr(r.stats, name) for r in runs)
-        for name in [
-            "finished",
-            "rejected",
-            "lost",
-            "input_tokens",
-            "output_tokens",
-            "good",
-            "preemptions",
-            "retries",
-            "cached_tokens",
-        ]
-    }
-    stats = replace(stats, **counts, ttft_s=mix("ttft_s"), tpot_s=mix("tpot_s"), e2e_s=mix("e2e_s"))  # type: ignore[arg-type]
-    spent = Resources(
-        sum(r.resources.device_s for r in runs),
-        sum(r.resources.joules for r in runs),
-        sum(r.resources.usd for r in runs),
-    )
-    return RunResult("oracle", windows, stats, spent, PolicyFaults())
-
-
-def now_text() -> str:
-    """For names of folders."""
-    return time.strftime("%Y%m%d-%H%M%S")
+    return ServingStats(**counts, **{metric: mixed(metric) for metric in ("ttft_s", "tpot_s", "e2e_s")})

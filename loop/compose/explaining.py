@@ -6,7 +6,7 @@ from loop.contracts import PolicySource
 from loop.controller import ControllerConfig
 from loop.journal import Decision, replay_decision
 from strategy.baselines import list_baselines, load_baseline
-from strategy.evolve.sandbox import SandboxedPolicy
+from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits
 
 
 def decide_again(decision: Decision, source: PolicySource) -> list[str]:
@@ -19,5 +19,5 @@ def decide_again(decision: Decision, source: PolicySource) -> list[str]:
         trusted = load_baseline(source.name)
         if trusted.digest == source.digest:
             return replay_decision(decision, trusted, budget_s=budget_s)
-    with SandboxedPolicy(source) as policy:
+    with SandboxedPolicy(source, SandboxLimits().patient()) as policy:
         return replay_decision(decision, policy, budget_s=budget_s)

@@ -49,7 +49,11 @@ def write_report(result: ExperimentResult, path: Path) -> Path:
 def render(result: ExperimentResult) -> str:
     """The whole page as text."""
     sections = [
-        ("What it was worth", _totals(result), "Lower is better. The oracle sees each window's future."),
+        (
+            "What it was worth",
+            _totals(result),
+            "Lower is better. The oracle takes the best policy of each window and switches for free: the limit.",
+        ),
         (
             "Window by window",
             _per_window(result),

@@ -13,6 +13,7 @@ from loop.contracts import (
     Plan,
     PlanError,
     ReplicaView,
+    RequestRecord,
     RequestView,
     Role,
 )
@@ -21,6 +22,7 @@ from tests.execution.twin.doubles import (
     PER_PROMPT_TOKEN_S,
     Bench,
     LeastLoaded,
+    Picky,
     RoundRobin,
     request,
     spec,
@@ -294,6 +296,22 @@ def test_a_fork_goes_its_own_way_and_leaves_the_original_alone() -> None:
     assert bench.records == plain.records
     assert copy.run_until_idle(1e9)
     assert mine + same == plain.records
+
+
+def test_a_sink_may_submit_the_next_request_of_a_closed_loop() -> None:
+    bench = Bench(policy=Picky()).serving(spec("d0"))
+    seen: list[int] = []
+
+    def sink(record: RequestRecord) -> None:
+        seen.append(record.id)
+        if record.id < 6:
+            # Every other one is refused at the door, while its arrival is being dealt with.
+            bench.twin.submit([request(record.id + 1, bench.twin.now_s, 200 if record.id % 2 else 50, 3)])
+
+    bench.twin._gateway.divert(sink)
+    bench.twin.submit([request(0, 9.0, 200, 3)])
+    assert bench.twin.run_until_idle(1e9)
+    assert seen == list(range(7))
 
 
 def test_close_loses_what_is_left() -> None:

@@ -13,7 +13,7 @@ from tests.execution.twin.doubles import Bench, LeastLoaded, RoundRobin
 from tests.execution.twin.scenarios import PLANS, Scenario, scenarios
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_sums_are_what_their_parts_say_and_memory_is_never_overcommitted(scenario: Scenario) -> None:
     bench = Bench(
@@ -33,7 +33,7 @@ def test_sums_are_what_their_parts_say_and_memory_is_never_overcommitted(scenari
         audit(twin)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_every_request_ends_in_exactly_one_record_with_times_in_order(scenario: Scenario) -> None:
     bench = scenario.run(leap=True)

@@ -20,14 +20,14 @@ def _same(a: RequestRecord, b: RequestRecord) -> bool:
     )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_every_record_is_the_same(scenario: Scenario) -> None:
     _compare(scenario)
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_every_record_is_the_same_in_many_more_cases(scenario: Scenario) -> None:
     _compare(scenario)

@@ -56,6 +56,19 @@ def test_counted_times_keep_the_count(cv: float, count: int) -> None:
     assert ((times >= 0) & (times < 600.0)).all()
 
 
+def test_a_very_bursty_process_starts_in_its_steady_state() -> None:
+    """An ordinary renewal process would give (25 - 1) / 2 arrivals too many."""
+    counts = [len(renewal_times(np.random.default_rng(seed), [1.0], 100.0, 5.0)) for seed in range(600)]
+    assert np.mean(counts) == pytest.approx(100, abs=8)
+
+
+def test_counted_times_favour_no_part_of_the_window() -> None:
+    rng = np.random.default_rng(3)
+    times = np.concatenate([counted_times(rng, 3, 1.0, 2.0) for _ in range(3000)])
+    shares, _ = np.histogram(times, bins=5, range=(0, 1))
+    assert shares / len(times) == pytest.approx(np.full(5, 0.2), abs=0.02)
+
+
 def test_fit_recovers_profile_and_cv() -> None:
     rates = [2.0, 8.0, 4.0]
     times = renewal_times(np.random.default_rng(2), rates, 1000.0, 1.8)

@@ -136,6 +136,8 @@ def test_copies_come_near_their_originals_with_prefixes_of_their_own(steady: Wor
     doubled = scale(steady, 2.0, jitter_s=3.0)
     originals = {r.input_tokens: r.arrival_s for r in steady.requests}
     assert max(abs(r.arrival_s - originals[r.input_tokens]) for r in doubled.requests) <= 3.0
+    moved = sum(r.arrival_s != originals[r.input_tokens] for r in doubled.requests)
+    assert moved == 1000  # the copies; the originals stay
     assert prefix_sharing(doubled) == pytest.approx(prefix_sharing(steady), abs=1e-9)
     blocks = Counter(r.block_hashes[1] for r in doubled.requests)
     assert max(blocks.values()) == 1  # the second block of each request is shared with none

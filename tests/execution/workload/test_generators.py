@@ -13,6 +13,7 @@ from execution.workload import (
     open_workload,
     poisson,
     profiles,
+    sessions,
 )
 from execution.workload import generators as module
 from execution.workload.fit import statistics
@@ -96,6 +97,25 @@ def test_conversations_share_their_prefix_and_grow() -> None:
         seen.update(dict.fromkeys(request.block_hashes[1:], request.input_tokens))
     assert continued > 0.2 * len(requests)
     assert grown > 0.6 * continued
+
+
+def test_a_prompt_without_a_block_of_its_own_is_not_continued() -> None:
+    """Its next turn would share only what all share: nothing would tell it from a first turn."""
+    stream = profiles.packaged("mooncake-conversation").streams[0]
+    assert stream.sessions is not None
+    always = stream.sessions.model_copy(update={"continues": (1.0,)})
+    for tokens, continued in ((900, False), (1100, True)):
+        short = stream.model_copy(update={"input_tokens": (tokens,) * 106, "sessions": always})
+        made = sessions.generate(
+            np.random.default_rng(0),
+            short,
+            [0.0] * 20,
+            model="m",
+            block_tokens=512,
+            end_s=500.0,
+            longest_tokens=10**6,
+        )
+        assert (len(made) > 20) is continued
 
 
 def test_poisson_and_gamma_do_what_their_names_say() -> None:

@@ -37,9 +37,10 @@ def misbehave(init_payload: bytes) -> Callable[[bytes], bytes]:
         if payload == b"raise":
             raise ValueError("told to")
         if payload.startswith(b"busy"):
-            end = time.monotonic() + float(payload[4:])
-            while time.monotonic() < end:
+            began = time.monotonic()
+            while time.monotonic() < began + float(payload[4:]):
                 pass
+            return json.dumps([began, time.monotonic()]).encode()
         return init_payload + payload
 
     return answer

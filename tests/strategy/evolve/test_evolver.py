@@ -51,8 +51,8 @@ def test_finds_a_better_policy_and_knows_its_ancestors() -> None:
     evolver = Evolver(BuiltinSynthesiser(seed=1), evaluator, archive)
     incumbent = knobs()
     for _ in range(3):
-        outcome = evolver.step(incumbent, (), None, STAGES, Budget(120, ENDLESS))
-        assert outcome.evaluations <= 120
+        outcome = evolver.step(incumbent, (), None, STAGES, Budget(80, ENDLESS))
+        assert outcome.evaluations <= 80
         incumbent = outcome.best or incumbent
     assert distance(incumbent) < 0.5 * distance(knobs())
     assert archive.lineage(incumbent.digest)[-1].digest == knobs().digest

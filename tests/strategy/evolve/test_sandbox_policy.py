@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_no_way_out(escaping: SandboxedPolicy, escape: str) -> None:
     with pytest.raises(PolicyRaisedError):
         escaping.dispatch(asked, [replica()], Memo())
     assert escaping.kills == 0
-    assert not os.path.exists("/tmp/escaped")  # noqa: PTH110, S108
+    assert not Path("/tmp/escaped").exists()  # noqa: S108
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +225,10 @@ def test_a_hang_is_killed_in_time_and_the_spare_takes_over(supply: WorkerSupply)
     source = policy(route=f"if request.id == 13:\n    {ENDLESS}\nreturn 0")
     limits = replace(LIMITS, route_s=0.05)
     with SandboxedPolicy(source, limits, supply=supply) as boxed:
-        assert boxed.dispatch(REQUEST, [replica()], Memo()) == (0, 2.5)
-        began = time.monotonic()
+        hung = boxed.pid
         with pytest.raises(PolicyTimeout):
             boxed.dispatch(REQUEST._replace(id=13), [replica()], Memo())
-        assert time.monotonic() - began < 2.0
+        assert not Path(f"/proc/{hung}").exists()
         assert boxed.dispatch(REQUEST, [replica()], Memo()) == (0, 2.5)
         assert boxed.kills == 1
 
@@ -239,10 +239,9 @@ def test_after_three_kills_it_stays_dead(supply: WorkerSupply) -> None:
         for _ in range(3):
             with pytest.raises(PolicyTimeout):
                 boxed.should_replan(observation(), Memo())
-        began = time.monotonic()
         with pytest.raises(PolicyCrashed, match="given up after 3 kills"):
             boxed.should_replan(observation(), Memo())
-        assert time.monotonic() - began < 0.05
+        assert boxed.pid == 0
 
 
 def test_a_killed_worker_is_noticed_and_replaced(supply: WorkerSupply) -> None:
@@ -260,6 +259,7 @@ def test_a_worker_that_exits_is_replaced(supply: WorkerSupply) -> None:
         assert boxed.route(REQUEST, [replica()], Memo()) == 0
 
 
+@pytest.mark.slow
 def test_writing_to_the_reply_pipe_only_hurts_itself(supply: WorkerSupply) -> None:
     top = "def spam(data):\n    for fd in range(3, 64):\n        try: os.write(fd, data)\n        except OSError: pass\n"
     for data in (r"b'\xff' * 64", "b'x'", r"b'\x01\x00\x00\x00\x00' * 9", r"b'\x03\x00\x00\x00\x01{}'"):
@@ -314,9 +314,8 @@ def test_the_memo_is_kept_in_step(supply: WorkerSupply) -> None:
 def test_a_memo_that_is_none_is_refused(supply: WorkerSupply) -> None:
     source = policy(should_replan="dict.__setitem__(memo, 'x', float('inf'))\nreturn True")
     memo = Memo(y=1.0)
-    with SandboxedPolicy(source, supply=supply) as boxed:
-        with pytest.raises(PolicyError, match="memo"):
-            boxed.should_replan(observation(), memo)
+    with SandboxedPolicy(source, supply=supply) as boxed, pytest.raises(PolicyError, match="memo"):
+        boxed.should_replan(observation(), memo)
     assert memo == {"y": 1.0}
 
 
@@ -333,3 +332,24 @@ def test_plans_come_back_whole(supply: WorkerSupply) -> None:
         expected = ReplicaSpec("tiny", ("n00/0", "n00/1"), 2, 1, Role.DECODE, 64, 512)
         assert boxed.plan(observation(), 1.0, Memo()) == Plan((expected,), "why")
         assert boxed.solve_cpu_s > 0.0
+
+
+def test_sharing_a_cpu_is_undone() -> None:
+    before = os.sched_getaffinity(0)
+    with SandboxedPolicy(policy(), LIMITS.patient()) as boxed:
+        assert len(os.sched_getaffinity(0)) == 1
+        assert os.sched_getaffinity(boxed.pid) == os.sched_getaffinity(0)
+        assert boxed.should_replan(observation(), Memo()) is True
+        with SandboxedPolicy(policy(), LIMITS) as other:
+            assert os.sched_getaffinity(other.pid) == before
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_policy_made_in_a_thread_outlives_it() -> None:
+    """The kernel kills a worker with the thread that started it: that must not be one that ends."""
+    made: list[SandboxedPolicy] = []
+    thread = threading.Thread(target=lambda: made.append(SandboxedPolicy(policy(), LIMITS)))
+    thread.start()
+    thread.join()
+    with made[0] as boxed:
+        assert boxed.dispatch(REQUEST, [replica()], Memo()) == (0, 2.5)

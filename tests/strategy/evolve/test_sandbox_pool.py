@@ -82,17 +82,18 @@ def test_a_pool_answers_every_job_once() -> None:
         assert "rlimits" in pool.layers
 
 
+@pytest.mark.slow
 def test_a_pool_works_in_parallel() -> None:
     with WorkerPool(2, MISBEHAVE) as pool:
-        list(pool.run([PoolJob(b"x", 5.0)] * 4))  # both have started
-        began = time.monotonic()
-        pids = {seat.worker.pid for seat in pool._seats}
-        answers = list(pool.run([PoolJob(b"busy0.3", 5.0)] * 2))
+        answers = [
+            json.loads(a) for _, a in pool.run([PoolJob(b"busy1.0", 30.0)] * 2) if isinstance(a, bytes)
+        ]
         assert len(answers) == 2
-        assert time.monotonic() - began < 0.55
-        assert {seat.worker.pid for seat in pool._seats} == pids
+        assert max(began for began, _ in answers) < min(ended for _, ended in answers)
+        assert pool.kills == 0
 
 
+@pytest.mark.slow
 def test_leaving_a_run_early_abandons_its_jobs() -> None:
     with WorkerPool(2, MISBEHAVE, b">") as pool:
         for _index, answer in pool.run([PoolJob(b"quick", 5.0), PoolJob(b"hang", 60.0)]):
@@ -101,6 +102,7 @@ def test_leaving_a_run_early_abandons_its_jobs() -> None:
         assert dict(pool.run([PoolJob(b"next", 5.0)] * 2)) == {0: b">next", 1: b">next"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_orphans(tmp_path: Path, how: signal.Signals) -> None:
     program = (

@@ -16,11 +16,11 @@ from loop.guard import plan_problems
 from strategy.baselines import load_baseline
 from strategy.evolve import check_policy
 from strategy.evolve.idioms import FOLDERS, catalogue
+from strategy.evolve.parts import graft, take_apart
 from strategy.evolve.source import make_source
 from strategy.evolve.synthesise import BuiltinSynthesiser, random_program
 from strategy.evolve.synthesise.constants import Constant, Tuner, find_constants, skeleton, with_constants
 from strategy.evolve.synthesise.edits import EDITS, _sum_in, add_term, insert_condition, remove_term
-from strategy.evolve.parts import graft, take_apart
 from strategy.evolve.tuning import tune_constants
 from strategy.policy import ModulePolicy
 from tests.strategy.builders import busy, observation, replica, serving
@@ -105,6 +105,7 @@ def test_no_candidate_comes_twice_and_seeds_do_not_come_back() -> None:
     assert len(set(found)) == len(found)
 
 
+@pytest.mark.slow
 def test_descendants_of_descendants_stay_sound() -> None:
     """Edits on edits on edits: what a long evolution does."""
     rng, synthesiser, pool = random.Random(1), BuiltinSynthesiser(seed=8), parents()
@@ -118,6 +119,7 @@ def test_descendants_of_descendants_stay_sound() -> None:
         can_decide(parent.policy)
 
 
+@pytest.mark.slow
 def test_the_better_operator_is_used_more() -> None:
     synthesiser = BuiltinSynthesiser(seed=2)
     counts = dict.fromkeys(("first", "last"), 0)
@@ -189,7 +191,7 @@ def test_helpers_of_the_same_name_do_not_meet() -> None:
     assert check_policy(parts.render()) == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(SEEDS),
     st.lists(st.tuples(st.sampled_from(sorted(EDITS)), st.integers(0, 99)), max_size=6),
