@@ -46,7 +46,10 @@ def measure(options: Options) -> Ledger:
             except DataError as error:
                 raise BenchmarkInputError(str(error)) from error
     if not ledger.errors:
-        raise BenchmarkInputError(f"{data.root}: no measured runs found; see docs/performance-model.md")
+        reasons = "; ".join(sorted(ledger.left_out)) or "none found"
+        raise BenchmarkInputError(
+            f"{data.root}: no measured runs to judge ({reasons}); see docs/performance-model.md"
+        )
     return ledger
 
 

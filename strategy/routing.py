@@ -62,13 +62,27 @@ def throughput_weights(
     replica serves only `start_wait_s` later than the soonest."""
     tokens, output = request.input_tokens, max(1.0, request.predicted_output_tokens)
     need = tokens + output
-    latest_s = min((r.ready_in_s for r in replicas if r.kv_capacity_tokens > need), default=0) + start_wait_s
-    return [
-        1.0 / (tokens / (r.prefill_tokens_per_s or _STUCK) + output / (r.decode_tokens_per_s or _STUCK))
-        if r.kv_capacity_tokens > need and r.ready_in_s <= latest_s
-        else 0.0
-        for r in replicas
-    ]
+    weights = []
+    starting = False
+    prefill_per_s = decode_per_s = -1.0
+    weight = 0.0
+    for r in replicas:
+        if r.kv_capacity_tokens <= need:
+            weights.append(0.0)
+            continue
+        if r.ready_in_s:
+            starting = True
+        # Neighbours are often of one kind, and then weigh the same.
+        if r.prefill_tokens_per_s != prefill_per_s or r.decode_tokens_per_s != decode_per_s:
+            prefill_per_s, decode_per_s = r.prefill_tokens_per_s, r.decode_tokens_per_s
+            weight = 1.0 / (tokens / (prefill_per_s or _STUCK) + output / (decode_per_s or _STUCK))
+        weights.append(weight)
+    if starting:
+        latest_s = min(r.ready_in_s for r in replicas if r.kv_capacity_tokens > need) + start_wait_s
+        return [
+            weight if r.ready_in_s <= latest_s else 0.0 for weight, r in zip(weights, replicas, strict=True)
+        ]
+    return weights
 
 
 def prefill_times_s(request: RequestView, replicas: Sequence[ReplicaView]) -> list[float]:
@@ -90,8 +104,22 @@ def least_cost(request: RequestView, replicas: Sequence[ReplicaView], costs: Seq
 
 def first_to_finish(request: RequestView, replicas: Sequence[ReplicaView], tail: float = 1.0) -> int:
     """Index of the replica that is estimated to finish the request first (see `finish_times_s`), of those
-    that can hold it."""
-    return least_cost(request, replicas, finish_times_s(request, replicas, tail))
+    that can hold it; the one with the most KV capacity when none can."""
+    tokens, output = request.input_tokens, request.predicted_output_tokens
+    steps, need = tail * output, tokens + output
+    best, least = -1, float("inf")
+    for index, r in enumerate(replicas):
+        # Term by term, and no further than it takes to lose: no term is negative.
+        cost = steps * r.decode_step_s
+        if cost >= least:
+            continue
+        cost += (r.outstanding_tokens + output) / (r.decode_tokens_per_s or _STUCK)
+        if cost >= least:
+            continue
+        cost += (r.waiting_tokens + tokens) / (r.prefill_tokens_per_s or _STUCK) + r.ready_in_s
+        if cost < least and r.kv_capacity_tokens > need:
+            best, least = index, cost
+    return best if best >= 0 else largest(replicas)
 
 
 def weighted_turn(weights: Sequence[float], turn: float) -> int:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import islice
 from random import Random
 
-from benchmarks.fidelity.drive import Setup, simulate
+from benchmarks.fidelity.drive import Setup, UnservedError, simulate
 from benchmarks.fidelity.errors import Group, Ledger
 from benchmarks.fidelity.folds import folds
 from hw_profiles.performance import InfeasibleError, PerformanceModel
@@ -89,7 +89,7 @@ def _front_end(
     for test in sorted(training, key=lambda test: test.place)[::step]:
         try:
             ttft_s, _, _ = _means(_run(test, world, rounds=1), test)
-        except (PlanError, InfeasibleError):
+        except (PlanError, InfeasibleError, UnservedError):
             continue
         simulated.append(ttft_s)
         tokens.append(test.input_tokens)
@@ -131,7 +131,7 @@ def _setup(test: ClosedLoop) -> Setup:
 def _judge_one(test: ClosedLoop, world: PerformanceModel, ledger: Ledger) -> None:
     try:
         ttft_s, tpot_s, e2e_s = _means(_run(test, world, ROUNDS), test)
-    except (PlanError, InfeasibleError) as error:
+    except (PlanError, InfeasibleError, UnservedError) as error:
         ledger.left_out[f"{SOURCE}: {error}"] += 1
         return
     group = Group(
@@ -148,8 +148,14 @@ def _judge_one(test: ClosedLoop, world: PerformanceModel, ledger: Ledger) -> Non
 def _means(records: Sequence[RequestRecord], test: ClosedLoop) -> tuple[float, float, float]:
     """Mean TTFT, TPOT and E2E of the requests that count, in seconds."""
     served = [r for r in records if r.finish is Finish.OK and r.id >= test.concurrency]
+    if not served:
+        raise UnservedError(
+            f"no request of {test.input_tokens} + {test.output_tokens} tokens could be served"
+        )
     ttft_s = sum(r.first_token_s - r.arrival_s for r in served) / len(served)
     answers = [r for r in served if r.output_tokens > 1]
+    if not answers:
+        raise UnservedError("answers of one token have no TPOT")
     tpot_s = sum((r.last_token_s - r.first_token_s) / (r.output_tokens - 1) for r in answers) / len(answers)
     e2e_s = sum(r.last_token_s - r.arrival_s for r in served) / len(served)
     return ttft_s, tpot_s, e2e_s

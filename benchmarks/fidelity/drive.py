@@ -25,6 +25,10 @@ from loop.contracts import (
 LIMIT_S = 1e7
 
 
+class UnservedError(RuntimeError):
+    """A measured run that the twin could not serve; counted, never judged."""
+
+
 class ArrivalOrder:
     """Routes in turn and serves in order of arrival, as an engine alone does; never replans."""
 
@@ -109,7 +113,7 @@ def simulate(
     """Records of all requests, in order of completion; times from the moment the replicas serve.
 
     `follow_up` makes the request that a finished one gives way to (a closed loop), or None. Raises PlanError
-    when the model does not fit, RuntimeError when the simulation got stuck.
+    when the model does not fit, UnservedError when the simulation got stuck.
     """
     records: list[RequestRecord] = []
     ranks, devices = setup.lockstep, list(setup.node.devices)
@@ -145,5 +149,5 @@ def simulate(
     twin.run_until(start_s)
     twin.submit(request._replace(arrival_s=request.arrival_s + start_s) for request in requests)
     if not twin.run_until_idle(LIMIT_S):
-        raise RuntimeError(f"the twin got stuck at {twin.now_s:.1f} s with {setup.model.name}")
+        raise UnservedError(f"the twin got stuck at {twin.now_s:.1f} s with {setup.model.name}")
     return records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.fidelity.drive import Setup, simulate
+from benchmarks.fidelity.drive import Setup, UnservedError, simulate
 from benchmarks.fidelity.errors import Group, Ledger
 from hw_profiles.performance import InfeasibleError, PerformanceModel
 from hw_profiles.performance.calibrate import serving_logs
@@ -32,7 +32,7 @@ def judge(data: DataDir, performance: PerformanceModel, ledger: Ledger, *, quick
         try:
             world = performance if sha256 not in known else _without(run, runs, performance)
             _replay(run, world, ledger)
-        except (InfeasibleError, PlanError) as error:
+        except (InfeasibleError, PlanError, UnservedError) as error:
             ledger.left_out[f"{SOURCE}: {run.name}: {error}"] += 1
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from benchmarks.fidelity.drive import Setup, simulate
+from benchmarks.fidelity.drive import Setup, UnservedError, simulate
 from benchmarks.fidelity.errors import Group, Ledger
 from benchmarks.fidelity.folds import folds
 from hw_profiles.performance import InfeasibleError, PerformanceModel
@@ -44,12 +44,9 @@ def judge(data: DataDir, performance: PerformanceModel, ledger: Ledger, *, quick
     for key, runs in sorted(groups.items()):
         for training, judged in folds(runs, _key):
             engine = _engine(performance, training, pairs[key])
-            if engine is None:
-                ledger.left_out[f"{SOURCE}: {key[1]} on {key[0]}: too few rows to fit the engine"] += len(
-                    judged
-                )
-                continue
-            _judge_fold(performance.with_engine(engine), judged, pairs[key], ledger, quick=quick)
+            # Too few other rows: the packaged engine, which is a later one but saw none of these.
+            world = performance if engine is None else performance.with_engine(engine)
+            _judge_fold(world, judged, pairs[key], ledger, quick=quick)
 
 
 def _key(run: BatchRun) -> tuple[int, ...]:
@@ -83,7 +80,8 @@ def _engine(performance: PerformanceModel, runs: Sequence[BatchRun], pair: Pair)
         n, prompt = run.batch, run.prompt_tokens
         samples.append(IterationSample(perf.iteration_s(0, 0, ((prompt, 0),) * n), n, run.prompt_s))
         step_s = perf.decode_step_s(n, n * (prompt + run.output_tokens // 2))
-        samples.append(IterationSample(step_s, n, run.token_s))
+        if run.token_s > 0:
+            samples.append(IterationSample(step_s, n, run.token_s))
     return fit_iterations(samples, source="splitwise") if len(samples) >= MIN_SAMPLES else None
 
 
@@ -122,7 +120,7 @@ def _predict(world: PerformanceModel, run: BatchRun, pair: Pair) -> tuple[float,
     requests = [Request(i, 0.0, pair[1].name, run.prompt_tokens, run.output_tokens) for i in range(run.batch)]
     try:
         records = simulate(world, _setup(run, pair), requests)
-    except (PlanError, InfeasibleError):
+    except (PlanError, InfeasibleError, UnservedError):
         return None
     if any(record.finish is not Finish.OK for record in records):
         return None

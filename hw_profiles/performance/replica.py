@@ -16,21 +16,19 @@ wait for the slowest, since they meet in every layer's expert exchange. The expe
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from hw_profiles.performance.capacity import InfeasibleError
 from hw_profiles.performance.coefficients import EngineFit
 from hw_profiles.performance.operators import QUERY_BLOCK_TOKENS, StageOperators
+from hw_profiles.performance.pieces import Pieces, floored
 
 __all__ = ["InfeasibleError", "ReplicaPerformance"]
 
-KV_KNOTS = tuple(float(base << i) for i in range(4, 26) for base in (2, 3))
+KV_KNOTS = [float(base << i) for i in range(4, 26) for base in (2, 3)]
 """Total context at which decode attention is evaluated; between them it is linear."""
-CONTEXT_KNOTS = (0, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
-Segments = tuple[list[float], list[float], list[float]]
-"""(upper ends, base_s, slope_s_per_token) of the pieces of a piecewise linear function."""
+CONTEXT_KNOTS = [0.0, *(float(1 << i) for i in (8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20))]
 
 
 class ReplicaPerformance:
@@ -97,9 +95,9 @@ class ReplicaPerformance:
         self._experts: dict[int, float] = {}
         self._expert_knots: dict[int, float] = {}
         self._head: dict[int, float] = {}
-        self._decode: dict[int, Segments] = {}
-        self._mixed: dict[int, Segments] = {}
-        self._prefill: dict[int, Segments] = {}
+        self._decode: dict[int, Pieces] = {}
+        self._mixed: dict[int, Pieces] = {}
+        self._prefill: dict[int, Pieces] = {}
         self._has_experts = any(stage.experts_s(1) > 0.0 for stage in self._stages)
         self._launch_s = max(stage.attention_launch_s for stage in self._stages)
         self._idle_block_s = max(stage.idle_block_s for stage in self._stages)
@@ -115,9 +113,10 @@ class ReplicaPerformance:
         if not chunks:
             if n_decode <= 0:
                 return 0.0
-            ends, bases, slopes = self._decode.get(n_decode) or self._decode_pieces(n_decode)
-            i = bisect_right(ends, kv_decode_tokens)
-            return bases[i] + slopes[i] * kv_decode_tokens
+            pieces = self._decode.get(n_decode) or self._decode_pieces(n_decode)
+            i = bisect_right(pieces.ends, kv_decode_tokens)
+            base_s, slope = pieces.lines[i] or pieces.line(i)
+            return base_s + slope * kv_decode_tokens
         if self._dp > 1:
             return self._lockstep_s(n_decode, kv_decode_tokens, chunks)
         tokens = n_decode + sum([chunk for chunk, _ in chunks])
@@ -131,9 +130,10 @@ class ReplicaPerformance:
 
     def decode_segment(self, n_decode: int, kv_decode_tokens: int) -> tuple[float, float, float]:
         """(base_s, slope_s_per_token, kv_end): pure decode costs base + slope * kv for kv in [now, kv_end)."""
-        ends, bases, slopes = self._decode.get(n_decode) or self._decode_pieces(n_decode)
-        i = bisect_right(ends, kv_decode_tokens)
-        return bases[i], slopes[i], ends[i]
+        pieces = self._decode.get(n_decode) or self._decode_pieces(n_decode)
+        i = bisect_right(pieces.ends, kv_decode_tokens)
+        base_s, slope = pieces.lines[i] or pieces.line(i)
+        return base_s, slope, pieces.ends[i]
 
     def _lockstep_s(self, n_decode: int, kv_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
         """An iteration with prompts on `dp` ranks: the slowest rank, and the experts on the mean."""
@@ -159,18 +159,20 @@ class ReplicaPerformance:
         """Attention of prompt chunks, in one launch."""
         attention_s = self._launch_s
         for chunk, context in chunks:
-            ends, bases, slopes = self._prefill.get(chunk) or self._prefill_pieces(chunk)
-            i = bisect_right(ends, context)
-            attention_s += bases[i] + slopes[i] * context
+            pieces = self._prefill.get(chunk) or self._prefill_pieces(chunk)
+            i = bisect_right(pieces.ends, context)
+            base_s, slope = pieces.lines[i] or pieces.line(i)
+            attention_s += base_s + slope * context
         return attention_s
 
     def _beside_s(self, n: int, kv_tokens: int, chunks: Sequence[tuple[int, int]]) -> float:
         """Attention of `n` decoding sequences in a batch with prompt chunks, whose launch is paid already."""
-        ends, bases, slopes = self._mixed.get(n) or self._mixed_pieces(n)
-        i = bisect_right(ends, kv_tokens)
+        pieces = self._mixed.get(n) or self._mixed_pieces(n)
+        i = bisect_right(pieces.ends, kv_tokens)
+        base_s, slope = pieces.lines[i] or pieces.line(i)
         longest = max([chunk for chunk, _ in chunks], default=0)
         idle_s = self._idle_block_s * n * (longest // QUERY_BLOCK_TOKENS)
-        return bases[i] + slopes[i] * kv_tokens + idle_s
+        return base_s + slope * kv_tokens + idle_s
 
     def decode_step_s(self, n: int, kv: int) -> float:
         """One pure decode iteration of `n` sequences with `kv` tokens of context in total."""
@@ -215,44 +217,46 @@ class ReplicaPerformance:
             self._expert_knots[tokens] = found
         return found
 
-    def _decode_pieces(self, n: int) -> Segments:
+    def _decode_pieces(self, n: int) -> Pieces:
         """Pure decode of `n` sequences in all: a whole iteration, by total context."""
         dp = self._dp
         share = -(-n // dp)
         overhead_s = self._base_s + self._per_sequence_s * share
         kernels_s = self._fixed_s(share, share, share)
-        ends, bases, slopes = self._attention_pieces(
-            share, kernels_s + overhead_s, mixed=False, floor_s=self._floor_s + overhead_s
-        )
-        if dp > 1:
-            ends, slopes = [end * dp for end in ends], [slope / dp for slope in slopes]
-        pieces = self._decode[n] = (ends, bases, slopes)
+        knots, at = self._attention(share, kernels_s + overhead_s, mixed=False)
+        if kernels_s >= self._floor_s:
+            pieces = Pieces(knots, at, dp)
+        else:
+            pieces = floored(knots, at, self._floor_s + overhead_s, dp)
+        self._decode[n] = pieces
         return pieces
 
-    def _mixed_pieces(self, n: int) -> Segments:
+    def _mixed_pieces(self, n: int) -> Pieces:
         """Attention of `n` decoding sequences of one rank beside prompt chunks, whose launch is paid."""
-        pieces = self._mixed[n] = self._attention_pieces(n, -self._launch_s, mixed=True)
+        pieces = self._mixed[n] = Pieces(*self._attention(n, -self._launch_s, mixed=True))
         return pieces
 
-    def _attention_pieces(
-        self, n: int, offset_s: float, *, mixed: bool, floor_s: float = -math.inf
-    ) -> Segments:
-        share, pp = -(-n // self._pp), self._pp
-        knots = [float(n), *(kv for kv in KV_KNOTS if kv > n)]
+    def _attention(
+        self, n: int, offset_s: float, *, mixed: bool
+    ) -> tuple[list[float], Callable[[float], float]]:
+        """Knots, and decode attention of `n` sequences at a total context, with `offset_s` added."""
+        share, pp, stages = -(-n // self._pp), self._pp, self._stages
 
-        def attention_s(kv: float) -> float:
-            return pp * max(stage.decode_attention_s(share, kv / pp, mixed=mixed) for stage in self._stages)
+        def at(kv: float) -> float:
+            attention_s = max([stage.decode_attention_s(share, kv / pp, mixed=mixed) for stage in stages])
+            return pp * attention_s + offset_s
 
-        values = [attention_s(kv) + offset_s for kv in knots]
-        return _pieces(*_floored(knots, values, floor_s))
+        return [float(n), *KV_KNOTS[bisect_right(KV_KNOTS, n) :]], at
 
-    def _prefill_pieces(self, chunk: int) -> Segments:
+    def _prefill_pieces(self, chunk: int) -> Pieces:
         """Attention of one prompt chunk, by the context before it."""
         # Micro-batches split the chunk's tokens: together they attend to as many pairs as one would.
-        knots = [float(context) for context in CONTEXT_KNOTS]
-        values = [max(stage.prefill_attention_s(chunk, int(c)) for stage in self._stages) for c in knots]
-        pieces = _pieces(knots, [value - self._launch_s for value in values])
-        self._prefill[chunk] = pieces
+        stages, launch_s = self._stages, self._launch_s
+
+        def at(context: float) -> float:
+            return max([stage.prefill_attention_s(chunk, int(context)) for stage in stages]) - launch_s
+
+        pieces = self._prefill[chunk] = Pieces(CONTEXT_KNOTS, at)
         return pieces
 
 
@@ -264,33 +268,3 @@ def _interpolated(at: Callable[[int], float], tokens: int) -> float:
     if low == tokens:
         return low_s
     return low_s + (at(low + step) - low_s) * (tokens - low) / step
-
-
-def _floored(knots: list[float], values: list[float], floor: float) -> tuple[list[float], list[float]]:
-    """max(values, floor) over knots, with a knot added where a line crosses the floor."""
-    if min(values) >= floor:
-        return knots, values
-    xs: list[float] = []
-    ys: list[float] = []
-    for i, (x, y) in enumerate(zip(knots, values, strict=True)):
-        if i and (values[i - 1] - floor) * (y - floor) < 0.0:
-            share = (floor - values[i - 1]) / (y - values[i - 1])
-            xs.append(knots[i - 1] + share * (x - knots[i - 1]))
-            ys.append(floor)
-        xs.append(x)
-        ys.append(max(y, floor))
-    return xs, ys
-
-
-def _pieces(knots: Sequence[float], values: Sequence[float]) -> Segments:
-    """Linear pieces through (knots, values), continued straight beyond both ends."""
-    ends: list[float] = []
-    bases: list[float] = []
-    slopes: list[float] = []
-    for i in range(len(knots) - 1):
-        slope = (values[i + 1] - values[i]) / (knots[i + 1] - knots[i])
-        slopes.append(slope)
-        bases.append(values[i] - slope * knots[i])
-        ends.append(knots[i + 1])
-    ends[-1] = math.inf
-    return ends, bases, slopes

@@ -18,7 +18,7 @@ from loop.runner.evolution import BackgroundEvolution, EvolutionStep, PastWindow
 from strategy.baselines import list_baselines, load_baseline
 from strategy.evolve import check_policy
 from strategy.evolve.archive import Archive
-from strategy.evolve.evolver import Budget, Evolver, Stages
+from strategy.evolve.evolver import Budget, Evolver, EvolverConfig, Stages
 from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
 from strategy.evolve.synthesise.builtin import BuiltinSynthesiser, random_program
 from strategy.evolve.tuning import tune_constants
@@ -34,8 +34,14 @@ class EvolutionConfig:
     """Policies scored, each on one stage of the cascade; 0: no evolution."""
     step_deadline_s: float = 60.0
     """Wall time of one step."""
-    recent_windows: int = 3
-    """Past windows in the full stage, the latest ones."""
+    recent_windows: int = 2
+    """Past windows in the full stage, besides the latest one, which every candidate meets first."""
+    watched_windows: int = 3
+    """A promoted policy is compared with its predecessors on so many of the windows that it has served."""
+    regret: float = 0.005
+    """It is taken back when a predecessor would have saved more than this share."""
+    margin: float = 0.015
+    """What a candidate must win by over all stages of its proof."""
     agreement: float = 0.02
     """A finalist scored apart from the twin may differ by this share from its score beside the twin."""
 
@@ -60,7 +66,12 @@ class Evolution:
         self._pool = WorkerPool(workers, ENTRY, pickle.dumps(setup))
         self._archive = Archive(archive)
         self._evaluator = TwinEvaluator(self._pool)
-        self._evolver = Evolver(BuiltinSynthesiser(seed=seed), self._evaluator, self._archive)
+        self._evolver = Evolver(
+            BuiltinSynthesiser(seed=seed),
+            self._evaluator,
+            self._archive,
+            EvolverConfig(batch=2 * workers, smoke_slack=1.02, margin=config.margin),
+        )
         self._policies: list[SandboxedPolicy] = []
         self._background: BackgroundEvolution | None = None
         self._past: tuple[PastWindow, ...] = ()
@@ -129,6 +140,10 @@ class Evolution:
         self.status = f"window {tick} served; evolving on windows 0 to {tick - 1}"
         self._evaluator.learn(past)
         evaluations = self._evaluator.evaluations
+        better = self._disappointment(incumbent, past)
+        if better is not None:
+            spent = self._evaluator.evaluations - evaluations
+            return EvolutionStep(better[0], better[1], evaluations=spent, gain=better[2])
         outcome = self._evolver.step(
             incumbent,
             portable_baselines() if len(past) == 1 else (),
@@ -150,6 +165,32 @@ class Evolution:
             deaths={str(death): n for death, n in outcome.deaths.items()},
             gain=1.0 - outcome.ratio,
         )
+
+    def _disappointment(
+        self, incumbent: PolicySource, past: Sequence[PastWindow]
+    ) -> tuple[PolicySource, str, float] | None:
+        """A policy that served before and would have done better on the windows that the incumbent has served
+        since; None: the incumbent keeps its promise.
+        """
+        since = [p.window.index for p in past if p.result.policy == incumbent.digest]
+        before = {p.digest: p for p in (self.served[0], *self.served[-3:-1]) if p.digest != incumbent.digest}
+        if not since or not before:
+            return None
+        tasks = [
+            EvaluationTask(tuple(since[-self._config.watched_windows :]), world)
+            for world in range(len(self._setup.worlds))
+        ]
+        policies = [incumbent, *before.values()]
+        totals = dict.fromkeys((p.digest for p in policies), 0.0)
+        jobs = [(policy, task) for policy in policies for task in tasks]
+        for index, evaluation in self._evaluator.evaluate(jobs):
+            value = evaluation.score.objective if evaluation.score is not None else float("inf")
+            totals[jobs[index][0].digest] += value
+        best = min(policies, key=lambda p: totals[p.digest])
+        if best is incumbent or totals[best.digest] >= totals[incumbent.digest] * (1.0 - self._config.regret):
+            return None
+        gain = 1.0 - totals[best.digest] / totals[incumbent.digest]
+        return best, f"{incumbent.name} disappoints: {best.name} would have saved {gain:.1%} since", gain
 
     def _doubt(self, champion: PolicySource, past: Sequence[PastWindow]) -> str:
         """Why a champion's score cannot be believed; empty: it can."""
@@ -191,16 +232,19 @@ class Evolution:
 
 
 def stages_for(past: Sequence[int], recent: int, worlds: int) -> Stages:
-    """The cascade's windows: the latest for smoke, the latest few for the full stage, the one before them
-    held out, and the latest again in perturbed worlds.
+    """The cascade's windows: the latest for smoke, the `recent` ones before it for the full stage, the two
+    before these held out, and all but the held-out ones again in each perturbed world. While little is past,
+    stages share windows.
     """
-    full = tuple(past[-recent:]) if len(past) > recent else tuple(past[1:]) or tuple(past)
-    before = [i for i in past if i < full[0]]
+    latest = past[-1]
+    full = tuple(past[-1 - recent : -1]) or (latest,)
+    before = tuple(i for i in past if i < full[0])[-2:]
+    again = tuple(past[-1 - recent :])
     return Stages(
-        smoke=EvaluationTask((past[-1],)),
+        smoke=EvaluationTask((latest,)),
         full=EvaluationTask(full),
-        held_out=EvaluationTask((before[-1],)) if before else None,
-        perturbed=tuple(EvaluationTask((past[-1],), world) for world in range(1, worlds)),
+        held_out=EvaluationTask(before) if before else None,
+        perturbed=tuple(EvaluationTask(again, world) for world in range(1, worlds)),
     )
 
 

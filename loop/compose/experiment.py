@@ -396,4 +396,4 @@ def _joined(parts: Sequence[ServingStats]) -> ServingStats:
             max(q.p99 for q, _ in found),
         )
 
-    return ServingStats(**counts, **{metric: mixed(metric) for metric in ("ttft_s", "tpot_s", "e2e_s")})
+    return ServingStats(ttft_s=mixed("ttft_s"), tpot_s=mixed("tpot_s"), e2e_s=mixed("e2e_s"), **counts)

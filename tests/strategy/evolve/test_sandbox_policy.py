@@ -208,7 +208,7 @@ def test_plans_of_the_wrong_shape(muddled: SandboxedPolicy, number: int) -> None
 def test_a_huge_answer_is_cut_off(supply: WorkerSupply) -> None:
     source = policy(plan="return Plan((ReplicaSpec('tiny', ('n' * 100000,) * 100),))")
     with SandboxedPolicy(source, supply=supply) as boxed:
-        with pytest.raises(PolicyCrashed, match="answer of .* bytes"):
+        with pytest.raises(PolicyCrashed, match=r"answer of .* bytes"):
             boxed.plan(observation(), 1.0, Memo())
         assert boxed.kills == 1
 
@@ -247,7 +247,7 @@ def test_after_three_kills_it_stays_dead(supply: WorkerSupply) -> None:
 def test_a_killed_worker_is_noticed_and_replaced(supply: WorkerSupply) -> None:
     with SandboxedPolicy(policy(), supply=supply) as boxed:
         os.kill(boxed.pid, signal.SIGKILL)
-        with pytest.raises(PolicyCrashed, match="SIGKILL|closed|gone"):
+        with pytest.raises(PolicyCrashed, match=r"SIGKILL|closed|gone"):
             boxed.dispatch(REQUEST, [replica()], Memo())
         assert boxed.dispatch(REQUEST, [replica()], Memo()) == (0, 2.5)
 

@@ -125,7 +125,7 @@ def test_the_better_operator_is_used_more() -> None:
     counts = dict.fromkeys(("first", "last"), 0)
     for turn in range(24):
         for candidate in synthesiser.ask(parents(), None, 4):
-            good = candidate.operator == "edit:insert-condition" or candidate.operator == "swap-idiom"
+            good = candidate.operator in {"edit:insert-condition", "swap-idiom"}
             score = score_of([50.0 if good else 200.0])
             synthesiser.tell(candidate, Evaluation(candidate.digest, score), 100.0)
             counts["first" if turn < 4 else "last"] += candidate.operator == "swap-idiom"
