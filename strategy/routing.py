@@ -62,23 +62,23 @@ def throughput_weights(
     replica serves only `start_wait_s` later than the soonest."""
     tokens, output = request.input_tokens, max(1.0, request.predicted_output_tokens)
     need = tokens + output
-    weights = []
+    weights: list[float] = []
+    add = weights.append
     starting = False
-    prefill_per_s = decode_per_s = -1.0
+    known_prefill = known_decode = -1.0
     weight = 0.0
     for r in replicas:
-        if r.kv_capacity_tokens <= need:
-            weights.append(0.0)
-            continue
+        prefill, decode = r.prefill_tokens_per_s, r.decode_tokens_per_s
+        # Neighbours are often of one kind, and then weigh the same.
+        if prefill != known_prefill or decode != known_decode:
+            known_prefill, known_decode = prefill, decode
+            weight = 1.0 / (tokens / (prefill or _STUCK) + output / (decode or _STUCK))
         if r.ready_in_s:
             starting = True
-        # Neighbours are often of one kind, and then weigh the same.
-        if r.prefill_tokens_per_s != prefill_per_s or r.decode_tokens_per_s != decode_per_s:
-            prefill_per_s, decode_per_s = r.prefill_tokens_per_s, r.decode_tokens_per_s
-            weight = 1.0 / (tokens / (prefill_per_s or _STUCK) + output / (decode_per_s or _STUCK))
-        weights.append(weight)
+        add(weight if r.kv_capacity_tokens > need else 0.0)
     if starting:
-        latest_s = min(r.ready_in_s for r in replicas if r.kv_capacity_tokens > need) + start_wait_s
+        waits = [r.ready_in_s for r in replicas if r.kv_capacity_tokens > need]
+        latest_s = min(waits, default=0.0) + start_wait_s
         return [
             weight if r.ready_in_s <= latest_s else 0.0 for weight, r in zip(weights, replicas, strict=True)
         ]

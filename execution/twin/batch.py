@@ -121,8 +121,14 @@ class Batch:
 
     def reconcile(self) -> None:
         """Evict idle prefix blocks that the growth of the batch has overwritten."""
-        if self._cache is not None and self._cache.idle_blocks:
-            self._cache.shrink(self.free_blocks())
+        cache = self._cache
+        if cache is None:
+            return
+        # At least so many are free, whatever share of its last block each sequence has filled.
+        free = self.capacity_blocks - self.extra_blocks - (self.kv_tokens >> 4) - self.decoding
+        idle = cache.idle_blocks
+        if idle and idle > free:
+            cache.shrink(self.free_blocks())
 
     def release_sent(self, seq: Sequence) -> None:
         """The KV of a sequence that `Host.prefilled` took has left: its blocks are free."""

@@ -30,6 +30,9 @@ class State(Enum):
     GONE = "gone"
 
 
+_SERVING = State.SERVING  # the lookup in an enumeration is slow
+
+
 class Cluster(Protocol):
     """What a replica asks of the cluster around it."""
 
@@ -53,6 +56,9 @@ class Replica:
 
     __slots__ = (
         "_identity",
+        "_seen_kv",
+        "_seen_n",
+        "_seen_step_s",
         "awake",
         "cache",
         "cluster",
@@ -120,6 +126,9 @@ class Replica:
         self.listing: Listing | None = None
         self.position = 0
         self.rates = (0.0, 0.0)
+        self._seen_n = self._seen_kv = 0
+        """The batch that the last view showed, and its iteration time."""
+        self._seen_step_s = 0.0
 
     def attach(self, engine: Engine, cache: PrefixCache | None, prefix_bit: int) -> None:
         """Give it its batch and, bit by bit of the model's index, its prefix cache."""
@@ -237,30 +246,32 @@ class Replica:
         """What a router sees now."""
         engine = self.engine
         speed = engine.speed
-        running = engine.running
+        n = running = engine.running
         kv = engine.anchor_kv
         capacity = self.costs.kv_capacity_tokens
         held = kv + (engine.extra_blocks << 4)
-        n = running or 1
-        return _new_view(
-            ReplicaView,
-            (
-                *self._identity,
-                0.0 if self.state is State.SERVING else self.ready_in_s(now_s),
-                running,
-                len(engine.waiting),
-                engine.prompt_tokens,
-                held if held < capacity else capacity,
-                capacity,
-                float(engine.outstanding_tokens()),
-                engine.max_seqs,
-                engine.max_batched,
-                self.rates[0] * speed,
-                self.estimates.iteration_s(n, kv if kv > n else n, ()) / speed,
-                self.rates[1] * speed,
-                speed,
-            ),
+        if not n:
+            n = 1
+        kv = kv if kv > n else n
+        if n != self._seen_n or kv != self._seen_kv:
+            self._seen_n, self._seen_kv = n, kv
+            self._seen_step_s = self.estimates.iteration_s(n, kv)
+        state = (
+            0.0 if self.state is _SERVING else self.ready_in_s(now_s),
+            running,
+            len(engine.waiting),
+            engine.prompt_tokens,
+            held if held < capacity else capacity,
+            capacity,
+            float(engine.outstanding_tokens()),
+            engine.max_seqs,
+            engine.max_batched,
+            self.rates[0] * speed,
+            self._seen_step_s / speed,
+            self.rates[1] * speed,
+            speed,
         )
+        return _new_view(ReplicaView, self._identity + state)
 
     def _estimate_rates(self) -> None:
         n = max(1, min(self.spec.max_num_seqs, self.costs.kv_capacity_tokens // TYPICAL_CONTEXT_TOKENS))

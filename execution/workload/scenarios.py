@@ -76,14 +76,13 @@ def scenario(
 
 
 def azure_volatile(setting: Setting) -> Built:
-    """Azure conversations; a shift to long prompts with short answers; a burst x 3; the loss of a node."""
+    """Azure conversations; a shift to Mooncake's long ones; a burst x 2; the loss of a node."""
     at = setting.at
     workload = _azure_conv(setting)
-    code = _generated(setting, "azure-code", seed=setting.seed + 1, rate_scale=1.0)
     workload = mixing.mix_shift(
-        workload, code, at(0.30), at(0.15), share=0.7, end_s=at(0.85), seed=setting.seed + 2
+        workload, _mooncake(setting), at(0.30), at(0.15), share=0.5, end_s=at(0.85), seed=setting.seed + 2
     )
-    workload = modulate.burst(workload, 3.0, at(0.55), at(0.65), seed=setting.seed + 3)
+    workload = modulate.burst(workload, 2.0, at(0.55), at(0.65), seed=setting.seed + 3)
     return workload, _loss(setting, at(0.45), at(0.75))
 
 

@@ -284,4 +284,7 @@ def _log2(*sizes: float) -> tuple[float, ...]:
 def _residual(near: Sequence[tuple[float, Grid]], x: float, y: float = 0.0) -> float:
     if not near:
         return 1.0
-    return math.exp(sum(weight * grid.at(x, y) for weight, grid in near))
+    residual = 0.0
+    for weight, grid in near:
+        residual += weight * grid.at(x, y)
+    return math.exp(residual)

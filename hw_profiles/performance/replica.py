@@ -43,6 +43,7 @@ class ReplicaPerformance:
         "_expert_knots",
         "_experts",
         "_floor_s",
+        "_fresh",
         "_has_experts",
         "_head",
         "_idle_block_s",
@@ -98,6 +99,8 @@ class ReplicaPerformance:
         self._decode: dict[int, Pieces] = {}
         self._mixed: dict[int, Pieces] = {}
         self._prefill: dict[int, Pieces] = {}
+        self._fresh: dict[int, float] = {}
+        """Attention of a chunk with no context before it: most chunks, and no piece is needed."""
         self._has_experts = any(stage.experts_s(1) > 0.0 for stage in self._stages)
         self._launch_s = max(stage.attention_launch_s for stage in self._stages)
         self._idle_block_s = max(stage.idle_block_s for stage in self._stages)
@@ -119,7 +122,9 @@ class ReplicaPerformance:
             return base_s + slope * kv_decode_tokens
         if self._dp > 1:
             return self._lockstep_s(n_decode, kv_decode_tokens, chunks)
-        tokens = n_decode + sum([chunk for chunk, _ in chunks])
+        tokens = n_decode
+        for chunk, _ in chunks:
+            tokens += chunk
         attention_s = self._prompts_s(chunks)
         if n_decode > 0:
             attention_s += self._beside_s(n_decode, kv_decode_tokens, chunks)
@@ -159,6 +164,9 @@ class ReplicaPerformance:
         """Attention of prompt chunks, in one launch."""
         attention_s = self._launch_s
         for chunk, context in chunks:
+            if not context:
+                attention_s += self._fresh.get(chunk) or self._fresh_s(chunk)
+                continue
             pieces = self._prefill.get(chunk) or self._prefill_pieces(chunk)
             i = bisect_right(pieces.ends, context)
             base_s, slope = pieces.lines[i] or pieces.line(i)
@@ -170,7 +178,9 @@ class ReplicaPerformance:
         pieces = self._mixed.get(n) or self._mixed_pieces(n)
         i = bisect_right(pieces.ends, kv_tokens)
         base_s, slope = pieces.lines[i] or pieces.line(i)
-        longest = max([chunk for chunk, _ in chunks], default=0)
+        longest = 0
+        for chunk, _ in chunks:
+            longest = chunk if chunk > longest else longest
         idle_s = self._idle_block_s * n * (longest // QUERY_BLOCK_TOKENS)
         return base_s + slope * kv_tokens + idle_s
 
@@ -248,16 +258,23 @@ class ReplicaPerformance:
 
         return [float(n), *KV_KNOTS[bisect_right(KV_KNOTS, n) :]], at
 
+    def _fresh_s(self, chunk: int) -> float:
+        found = self._fresh[chunk] = self._prefill_s(chunk, 0)
+        return found
+
     def _prefill_pieces(self, chunk: int) -> Pieces:
         """Attention of one prompt chunk, by the context before it."""
-        # Micro-batches split the chunk's tokens: together they attend to as many pairs as one would.
-        stages, launch_s = self._stages, self._launch_s
 
         def at(context: float) -> float:
-            return max([stage.prefill_attention_s(chunk, int(context)) for stage in stages]) - launch_s
+            return self._prefill_s(chunk, int(context))
 
         pieces = self._prefill[chunk] = Pieces(CONTEXT_KNOTS, at)
         return pieces
+
+    def _prefill_s(self, chunk: int, context: int) -> float:
+        """Attention of one prompt chunk, whose launch is paid."""
+        # Micro-batches split the chunk's tokens: together they attend to as many pairs as one would.
+        return max([stage.prefill_attention_s(chunk, context) for stage in self._stages]) - self._launch_s
 
 
 def _interpolated(at: Callable[[int], float], tokens: int) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from loop.compose.scoring import ENTRY, ScoringSetup, TwinEvaluator, score_apart
-from loop.contracts import EvaluationTask, Policy, PolicySource
+from loop.contracts import EvaluationTask, Policy, PolicySource, Window
 from loop.journal import Journal
 from loop.runner.evolution import BackgroundEvolution, EvolutionStep, PastWindow
 from strategy.baselines import list_baselines, load_baseline
@@ -35,7 +35,7 @@ class EvolutionConfig:
     step_deadline_s: float = 60.0
     """Wall time of one step."""
     recent_windows: int = 2
-    """Past windows in the full stage, besides the latest one, which every candidate meets first."""
+    """Past windows in the full stage."""
     watched_windows: int = 3
     """A promoted policy is compared with its predecessors on so many of the windows that it has served."""
     regret: float = 0.005
@@ -72,6 +72,8 @@ class Evolution:
             self._archive,
             EvolverConfig(batch=2 * workers, smoke_slack=1.02, margin=config.margin),
         )
+        self._baselines = portable_baselines()
+        """Parents at every step: what was beaten under yesterday's load may be the best under today's."""
         self._policies: list[SandboxedPolicy] = []
         self._background: BackgroundEvolution | None = None
         self._past: tuple[PastWindow, ...] = ()
@@ -146,9 +148,9 @@ class Evolution:
             return EvolutionStep(better[0], better[1], evaluations=spent, gain=better[2])
         outcome = self._evolver.step(
             incumbent,
-            portable_baselines() if len(past) == 1 else (),
+            self._baselines,
             past[-1].obs,
-            stages_for([p.window.index for p in past], self._config.recent_windows, len(self._setup.worlds)),
+            stages_for(past, self._config.recent_windows, len(self._setup.worlds)),
             Budget(self._config.evaluations, time.monotonic() + self._config.step_deadline_s),
             stop=stop.is_set,
         )
@@ -231,24 +233,36 @@ class Evolution:
         return past
 
 
-def stages_for(past: Sequence[int], recent: int, worlds: int) -> Stages:
-    """The cascade's windows: the latest for smoke, the `recent` ones before it for the full stage, the two
-    before these held out, and all but the held-out ones again in each perturbed world. While little is past,
-    stages share windows.
+def stages_for(past: Sequence[PastWindow], recent: int, worlds: int) -> Stages:
+    """The cascade's windows: the latest one for smoke; for the full stage the latest `recent` ones whose
+    demand is like the latest's, since a score on yesterday's load is no score; and for the proof the same in
+    perturbed worlds, where hardware differs and requests are drawn anew.
     """
     latest = past[-1]
-    full = tuple(past[-1 - recent : -1]) or (latest,)
-    before = tuple(i for i in past if i < full[0])[-2:]
-    again = tuple(past[-1 - recent :])
+    alike = [p.window.index for p in past if same_regime(p.window, latest.window)]
+    full = tuple(alike[-recent:])
     return Stages(
-        smoke=EvaluationTask((latest,)),
+        smoke=EvaluationTask((latest.window.index,)),
         full=EvaluationTask(full),
-        held_out=EvaluationTask(before) if before else None,
-        perturbed=tuple(EvaluationTask(again, world) for world in range(1, worlds)),
+        perturbed=tuple(EvaluationTask(full, world) for world in range(1, worlds)),
     )
 
 
-def portable_baselines() -> Iterable[PolicySource]:
+def same_regime(a: Window, b: Window) -> bool:
+    """Whether two windows ask for about the same: requests, prompt and answer lengths within a factor of 2."""
+    return all(
+        x == y or (min(x, y) > 0 and max(x, y) <= 2.0 * min(x, y))
+        for x, y in zip(_demand(a), _demand(b), strict=True)
+    )
+
+
+def _demand(window: Window) -> tuple[float, float, float]:
+    n = len(window.requests)
+    tokens = sum(r.input_tokens for r in window.requests), sum(r.output_tokens for r in window.requests)
+    return float(n), tokens[0] / max(1, n), tokens[1] / max(1, n)
+
+
+def portable_baselines() -> tuple[PolicySource, ...]:
     """Baselines that keep the rules of evolved policies, and so can be parents."""
     sources = (load_baseline(name).as_source() for name in list_baselines())
     return tuple(s for s in sources if not check_policy(s.source))

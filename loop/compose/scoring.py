@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -86,12 +87,33 @@ def make(init_payload: bytes) -> Callable[[bytes], bytes]:
         except Exception as error:  # noqa: BLE001 - foreign code
             return _dumps({"death": Death.ERROR, "detail": f"{type(error).__name__}: {error}"[:300]})
         runs = [
-            replay(worlds[job.world], policy, fallback, s.windows, setup.config, start=s.start)
+            replay(
+                worlds[job.world],
+                policy,
+                fallback,
+                [redraw(w, job.world) for w in s.windows] if job.world else s.windows,
+                setup.config,
+                start=s.start,
+            )
             for s in job.segments
         ]
         return _dumps(_verdict(runs, setup.objective))
 
     return serve
+
+
+def redraw(window: Window, seed: int) -> Window:
+    """The window with its requests drawn anew from themselves, with replacement: another hour of the same
+    demand. Arrival times stay.
+    """
+    if not window.requests:
+        return window
+    rng = random.Random(f"{seed}/{window.index}")
+    drawn = rng.choices(window.requests, k=len(window.requests))
+    requests = [
+        d._replace(id=r.id, arrival_s=r.arrival_s) for r, d in zip(window.requests, drawn, strict=True)
+    ]
+    return replace(window, requests=requests)
 
 
 def _verdict(runs: Sequence[RunResult], objective: Objective) -> dict[str, Any]:

@@ -117,8 +117,8 @@ class _Step:
 
     @property
     def reserve(self) -> int:
-        """Evaluations that the last stages of the incumbent and one finalist need."""
-        return 2 * len(self.stages.last)
+        """Evaluations that the last stages of the incumbent and of two finalists need."""
+        return 3 * len(self.stages.last)
 
 
 class Evolver:

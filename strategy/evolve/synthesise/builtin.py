@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -38,6 +38,8 @@ class _Draft:
     parents: tuple[str, ...]
     tuner: tuple[str, int] | None = None
     """(skeleton, number of the point) when CMA-ES asked for it."""
+    idiom: tuple[str, str] | None = None
+    """(function, name) when an idiom was swapped in."""
 
 
 @dataclass(slots=True)
@@ -65,14 +67,24 @@ class BuiltinSynthesiser:
 
     _rng: random.Random = field(init=False)
     _records: dict[str, _Record] = field(init=False)
+    _idiom_records: dict[tuple[str, str], _Record] = field(init=False)
+    _swaps: dict[str, tuple[str, str]] = field(init=False, default_factory=dict)
     _tuners: dict[str, Tuner] = field(init=False, default_factory=dict)
     _seen: set[str] = field(init=False, default_factory=set)
     _points: dict[str, tuple[str, int]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
-        names = ["cma", "swap-idiom", "crossover", *(f"edit:{name}" for name in EDITS)]
+        names = [
+            "cma",
+            "step-constant",
+            "swap-idiom",
+            "swap-pair",
+            "crossover",
+            *(f"edit:{name}" for name in EDITS),
+        ]
         self._records = {name: _Record() for name in names}
+        self._idiom_records = {(i.function, i.name): _Record() for i in self.idioms}
 
     def ask(self, parents: Sequence[Parent], obs: Observation | None, count: int) -> list[PolicySource]:
         """New candidates, each unlike all before it, each passing the static check."""
@@ -95,10 +107,14 @@ class BuiltinSynthesiser:
         relative = None
         if objective is not None and parent_objective:
             relative = objective / parent_objective
-        record = self._records.setdefault(candidate.operator, _Record())
-        record.tried += 1
-        if relative is not None and relative < 1.0:
-            record.won += min(1.0, 0.5 + 10.0 * (1.0 - relative))
+        records = [self._records.setdefault(candidate.operator, _Record())]
+        swap = self._swaps.pop(candidate.digest, None)
+        if swap is not None:
+            records.append(self._idiom_records[swap])
+        for record in records:
+            record.tried += 1
+            if relative is not None and relative < 1.0:
+                record.won += min(1.0, 0.5 + 10.0 * (1.0 - relative))
         tuned, number = self._points.pop(candidate.digest, ("", -1))
         if tuned in self._tuners:
             self._tuners[tuned].tell(number, relative if relative is not None else objective)
@@ -123,6 +139,8 @@ class BuiltinSynthesiser:
         candidate = make_source(draft.source, parents=draft.parents, operator=operator, note=draft.note)
         if draft.tuner is not None:
             self._points[candidate.digest] = draft.tuner
+        if draft.idiom is not None:
+            self._swaps[candidate.digest] = draft.idiom
         return candidate
 
     def _choose(self) -> str:
@@ -139,9 +157,13 @@ class BuiltinSynthesiser:
     ) -> _Draft | None:
         if operator == "cma":
             return self._tuned(parent.policy)
+        if operator == "step-constant":
+            return self._stepped(parent.policy)
         parts = take_apart(parent.policy.source)
         if operator == "swap-idiom":
             return self._swapped(parent.policy, parts, obs)
+        if operator == "swap-pair":
+            return self._paired(parent.policy, parts)
         if operator == "crossover":
             return self._crossed(parent.policy, parts, parents)
         edited = EDITS[operator.removeprefix("edit:")](parts, self._rng)
@@ -162,8 +184,26 @@ class BuiltinSynthesiser:
         source = describe(parts, "Constants tuned by CMA-ES", f"Changed: {note}.").render()
         return _Draft(source, f"tuned {note}", (policy.digest,), (identity, number))
 
+    def _stepped(self, policy: PolicySource) -> _Draft | None:
+        """One constant moved by a tenth to a third of its range: what few evaluations can tell apart."""
+        constants = find_constants(policy.source)
+        if not constants:
+            return None
+        constant = self._rng.choice(constants)
+        step = self._rng.uniform(0.1, 0.33) * self._rng.choice((-1.0, 1.0))
+        value = constant.from_unit(min(1.0, max(0.0, constant.to_unit(constant.value) + step)))
+        values = {c.name: c.value for c in constants} | {constant.name: value}
+        note = _changes(constants, values)
+        if not note:
+            return None
+        parts = take_apart(with_constants(policy.source, values))
+        source = describe(parts, f"{constant.name} moved", f"Changed: {note}.").render()
+        return _Draft(source, f"moved {note}", (policy.digest,))
+
     def _swapped(self, policy: PolicySource, parts: Parts, obs: Observation | None) -> _Draft | None:
-        idiom = self._rng.choice(self.idioms)
+        idiom = self._rng.choices(
+            self.idioms, [self._idiom_records[i.function, i.name].weight ** 2 for i in self.idioms]
+        )[0]
         if idiom.name == "prefix_affinity" and obs is not None and not _shares_prefixes(obs):
             return None
         edited = Edited(
@@ -171,7 +211,19 @@ class BuiltinSynthesiser:
             f"{idiom.function}: {idiom.what[0].lower()}{idiom.what[1:]}",
             idiom.why,
         )
-        return _finished(edited, (policy.digest,))
+        draft = _finished(edited, (policy.digest,))
+        return replace(draft, idiom=(idiom.function, idiom.name))
+
+    def _paired(self, policy: PolicySource, parts: Parts) -> _Draft:
+        """A new trigger and a new planner together: when to change is worth nothing without what to."""
+        pair = [
+            self._rng.choice([i for i in self.idioms if i.function == function])
+            for function in ("should_replan", "plan")
+        ]
+        for idiom in pair:
+            parts = graft(parts, idiom.parts, idiom.function)
+        what = "; ".join(f"{i.function}: {i.what[0].lower()}{i.what[1:]}" for i in pair)
+        return _finished(Edited(parts, what, " ".join(i.why for i in pair)), (policy.digest,))
 
     def _crossed(self, policy: PolicySource, parts: Parts, parents: Sequence[Parent]) -> _Draft | None:
         others = [p for p in parents if p.policy.digest != policy.digest]
