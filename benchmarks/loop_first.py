@@ -15,10 +15,11 @@ from typing import Any
 
 from benchmarks.common import Options, Target, parse_options, progress, publish, run_main
 from execution.workload import windows
-from loop.commands.logs import configure_logging
-from loop.commands.replay import DEFAULT_SCENARIO, find_data, open_trace
+from loop.commands.inputs import find_data, open_trace
+from loop.commands.replay import DEFAULT_SCENARIO
 from loop.compose.evolving import DEFAULT_EVALUATIONS
 from loop.compose.experiment import EVOLVING, Experiment, main_job
+from loop.logs import configure_logging
 from loop.runner.results import ExperimentResult, SystemKind, saving
 
 SEEDS = 5

@@ -20,7 +20,9 @@ from hw_profiles.schema import ModelSpec
 from hw_profiles.topology import Topology
 from hw_profiles.yamlfile import suggestion
 
-app = typer.Typer(help="What hardware exists, and how fast it is.", no_args_is_help=True)
+app = typer.Typer(
+    help="What hardware exists, and how fast it is.", no_args_is_help=True, add_completion=False
+)
 app.command()(calibrate)
 
 
@@ -91,7 +93,7 @@ def show(
                 raise ProfileError(f"--svg draws clusters, and '{found.name}' is none")
             from hw_profiles.svg import draw  # noqa: PLC0415
 
-            svg.write_text(draw(found), encoding="utf-8")
+            _write(svg, draw(found))
         if as_json:
             typer.echo(json.dumps(_plain(found), indent=2))
         elif svg is not None:
@@ -122,6 +124,13 @@ def validate(
         raise typer.Exit(2)
     if not as_json:
         typer.echo(f"{len(paths)} profile{'s' if len(paths) != 1 else ''}, no problem")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ProfileError(f"--svg: {path} cannot be written: {error.strerror}") from error
 
 
 def _shelves() -> dict[Kind, Shelf[Any]]:

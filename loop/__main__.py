@@ -1,7 +1,7 @@
 """`python -m loop` is `autopoiesis loop`."""
 
 from loop.cli import app
-from loop.commands.logs import configure_logging
+from loop.logs import configure_logging
 
 if __name__ == "__main__":
     configure_logging()

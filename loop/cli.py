@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from loop.commands import explain, replay
-from loop.commands.logs import configure_logging
+from loop.logs import configure_logging
 
 app = typer.Typer(
     name="loop",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from loop.contracts import (
-    EMPTY_PLAN,
+    ClusterEvent,
     DataPlane,
     Memo,
     Observation,
@@ -25,12 +25,11 @@ from loop.contracts import (
     ReplayMode,
     Request,
     Resources,
-    Role,
     RunResult,
     Window,
     WindowResult,
 )
-from loop.guard import GuardConfig, GuardedPolicy
+from loop.guard import GuardConfig, GuardedPolicy, servable_models, served_models
 from loop.journal import Decision, Journal
 from loop.perception import Perception
 
@@ -45,8 +44,9 @@ class ControllerConfig:
     solve_quantum_s: float = 0.05
     """The time that `plan` took is charged in whole multiples of this, so that a replay on another machine
     charges the same."""
-    stuck_after_s: float = 4 * 3600.0
-    """A window that takes longer is ended, and its unfinished requests are lost."""
+    stuck_after_s: float = 3600.0
+    """A window that cannot be served is ended after so long, its unfinished requests are lost, and all this
+    time is charged: giving up never pays."""
     warm_start: bool = True
     """The policy's first plan is deployed before the clock starts, as in a system that already runs."""
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -81,8 +81,12 @@ class Controller:
         journal: Journal | None = None,
         source: PolicySourcePort | None = None,
         solve_clock: Callable[[], float] = cpu_seconds,
-        initial_plan: Plan | None = None,
+        start: Observation | None = None,
+        initial_events: Sequence[ClusterEvent] = (),
     ) -> None:
+        """Drive `policy` from nothing; or, in a replay that starts in the middle of another run, from what
+        was seen there (`start`), after `initial_events` have brought the devices into that state.
+        """
         self._plane = plane
         self._fallback = fallback
         self._perception = perception
@@ -94,12 +98,14 @@ class Controller:
         self._guarded = GuardedPolicy(policy, fallback, config.guard)
         self._faults_before = PolicyFaults()
         self._retired_faults = PolicyFaults()
-        self._ticks_since_replan = 0
-        self._last_serving_s = 0.0
-        self._last_stall_s = 0.0
+        self._ticks_since_replan = start.ticks_since_replan if start else 0
+        self._last_serving_s = start.last_serving_s if start else 0.0
+        self._last_stall_s = start.last_reconfiguration_s if start else 0.0
         self._resources_offset = Resources()
-        self._initial_plan = initial_plan
+        self._initial_plan = start.plan if start else None
+        self._initial_events = initial_events
         self._started = False
+        self._applied = False
         self._origin_s = 0.0
         plane.use(self._guarded, self._memo)
 
@@ -129,7 +135,7 @@ class Controller:
         batch = self._config.mode is ReplayMode.BATCH
         if not self._started:
             self._started = True
-            self._deploy(window)
+            self._deploy(window.index, window.requests if batch else ())
             self._origin_s = self._plane.now_s - window.start_s
         self._happen(window, batch=batch)
         requests = self._requests(window, batch=batch)
@@ -146,18 +152,25 @@ class Controller:
             self._source.window_ended(window, result, obs)
         return result
 
-    def _deploy(self, window: Window) -> None:
+    def _deploy(self, tick: int, released: Sequence[Request]) -> None:
         """Bring up the first plan before anything is released, and set the meters to zero."""
-        obs = self._observe(window.index, self._plane.snapshot(), window.requests)
+        obs = self._observe(tick, self._plane.snapshot(), released)
         plan = self._initial_plan
         if plan is None and self._config.warm_start:
             plan = self._guarded.plan(obs, self._config.budget_s, self._memo)
         if plan is not None and plan.replicas:
-            self._plane.apply(plan)
+            try:
+                self._plane.apply(plan)
+            except PlanError as error:
+                self._guarded.refused(f"tick {tick}: plan: {error}")
+                self._plane.apply(self._fallback.plan(obs, self._config.budget_s, Memo()))
             snapshot = self._plane.snapshot()
             while waits := [r.ready_in_s for r in snapshot.replicas if r.ready_in_s > 0]:
                 self._plane.run_until(snapshot.now_s + max(waits) + 0.1)
                 snapshot = self._plane.snapshot()
+        for event in self._initial_events:
+            self._plane.inject(replace(event, at_s=self._plane.now_s))
+        self._plane.run_until(self._plane.now_s)
         self._resources_offset = self._plane.snapshot().resources
 
     def _happen(self, window: Window, *, batch: bool) -> None:
@@ -198,16 +211,14 @@ class Controller:
 
     def _decide(self, obs: Observation) -> Decision:
         """Ask the policy, under the guard; a model without any replica forces a plan."""
-        before = dict(self._memo)
-        served = {r.model for r in obs.plan.replicas if r.role is not Role.DECODE}
-        kinds = {d.kind for d in obs.devices if d.available}
-        forced = bool({o.model for o in obs.options if o.kind in kinds} - served)
+        self._guarded.sync(self._memo)
+        before, faults = dict(self._memo), self._guarded.faults.total
+        forced = bool(servable_models(obs) - served_models(obs.plan))
         began = self._solve_clock() + self._guarded.solve_cpu_s
         replan = self._guarded.should_replan(obs, self._memo) or forced
         plan = self._guarded.plan(obs, self._config.budget_s, self._memo) if replan else obs.plan
         took = self._solve_clock() + self._guarded.solve_cpu_s - began
         quantum = self._config.solve_quantum_s
-        solve_s = math.ceil(took / quantum) * quantum if replan else 0.0
         decision = Decision(
             tick=obs.tick,
             policy=self._guarded.digest,
@@ -217,7 +228,8 @@ class Controller:
             forced=forced,
             replanned=replan,
             plan=plan,
-            solve_s=solve_s,
+            solve_s=math.ceil(took / quantum) * quantum if replan else 0.0,
+            by_fallback=self._guarded.faults.total > faults,
         )
         if self._journal is not None:
             self._journal.decided(decision)
@@ -231,23 +243,44 @@ class Controller:
         before = self._plane.snapshot()
         self._plane.run_until(before.now_s + decision.solve_s)
         exposed = self._plane.snapshot().idle_pending_s - before.idle_pending_s
-        if decision.plan in (obs.plan, EMPTY_PLAN):
-            self._ticks_since_replan += 1
+        self._ticks_since_replan += 1
+        if not decision.plan.replicas or decision.plan.replicas == obs.plan.replicas:
             return exposed
-        try:
-            self._plane.apply(decision.plan)
+        if self._apply(decision.plan, obs):
             self._ticks_since_replan = 0
-        except PlanError:
-            # The world moved on while the solver worked (a device failed, say): keep what serves.
-            self._ticks_since_replan += 1
+            self._applied = True
         return exposed
+
+    def _apply(self, plan: Plan, obs: Observation) -> bool:
+        """Begin to carry out a plan; False: the data plane refuses, and what serves goes on."""
+        try:
+            self._plane.apply(plan)
+        except PlanError as error:
+            now = [(d.id, d.available) for d in self._plane.snapshot().devices]
+            if now == [(d.id, d.available) for d in obs.devices]:
+                self._guarded.refused(f"tick {obs.tick}: plan: {error}")
+            return False  # else the world moved on while the solver worked: nobody's fault
+        return True
 
     def _finish(self, window: Window, *, batch: bool, last: bool) -> None:
         """Serve until the window is over: all done in batch replay, its end in online replay."""
         if not batch:
             self._plane.run_until(max(self._plane.now_s, window.end_s + self._origin_s))
-        if (batch or last) and not self._plane.run_until_idle(self._plane.now_s + self._config.stuck_after_s):
-            self._plane.close()
+        limit_s = self._plane.now_s + self._config.stuck_after_s
+        while (batch or last) and not self._plane.run_until_idle(limit_s):
+            if self._plane.now_s >= limit_s or not self._rescue(window.index):
+                self._plane.run_until(limit_s)
+                self._plane.close()
+
+    def _rescue(self, tick: int) -> bool:
+        """Work is left that no replica can serve: a model has lost its last one within the window. Ask for a
+        plan at once; False: there is none that helps.
+        """
+        obs = self._observe(tick, self._plane.snapshot(), ())
+        if not servable_models(obs) - served_models(obs.plan):
+            return False
+        plan = self._guarded.plan(obs, self._config.budget_s, self._memo)
+        return plan.replicas != obs.plan.replicas and self._apply(plan, obs)
 
     def _close(
         self, window: Window, before: PlaneSnapshot, decision: Decision, solve_s: float
@@ -272,8 +305,9 @@ class Controller:
         )
         self._faults_before = faults
         self._last_serving_s = result.serving_s
-        if decision.replanned:
+        if self._applied:
             self._last_stall_s = stall
+            self._applied = False
         self._perception.end_window(total)
         if self._journal is not None:
             self._journal.ended(decision.tick, result)

@@ -13,6 +13,7 @@ from loop.contracts import (
     Observation,
     Plan,
     Policy,
+    PolicyFault,
     PolicyFaults,
     PolicyTimeout,
     RemotePolicy,
@@ -70,6 +71,19 @@ class GuardedPolicy:
     def solve_cpu_s(self) -> float:
         """CPU time that the policy's planning took in another process."""
         return self._policy.solve_cpu_s if isinstance(self._policy, RemotePolicy) else 0.0
+
+    def sync(self, memo: Memo) -> None:
+        """Bring the memo of a policy in another process up to date."""
+        if isinstance(self._policy, RemotePolicy):
+            try:
+                self._policy.sync(memo)
+            except PolicyFault as error:
+                self._note("memo", error)
+
+    def refused(self, text: str) -> None:
+        """Count a plan that passed the guard and that the data plane refused all the same."""
+        self._infeasible += 1
+        self._example(text)
 
     @property
     def faults(self) -> PolicyFaults:
@@ -177,10 +191,8 @@ def plan_problems(plan: Plan, obs: Observation) -> list[str]:
     """
     devices = {d.id: d for d in obs.devices}
     options = {(o.model, o.kind, o.tp, o.pp) for o in obs.options}
-    usable = {d.kind for d in obs.devices if d.available}
     problems: list[str] = []
     used: dict[str, int] = {}
-    entries: set[str] = set()
     for i, r in enumerate(plan.replicas):
         who = f"replica {i} ({r.model} tp={r.tp} pp={r.pp})"
         missing = [d for d in r.devices if d not in devices]
@@ -196,15 +208,31 @@ def plan_problems(plan: Plan, obs: Observation) -> list[str]:
             used[d] = i
         if len(r.devices) != r.tp * r.pp or not r.devices:
             problems.append(f"{who}: has {len(r.devices)} devices, needs tp * pp = {r.tp * r.pp}")
-        elif not any((r.model, devices[d].kind, r.tp, r.pp) in options for d in r.devices):
-            problems.append(f"{who}: does not fit on {devices[r.devices[0]].kind}")
+        elif unfit := [d for d in r.devices if (r.model, devices[d].kind, r.tp, r.pp) not in options]:
+            problems.append(f"{who}: does not fit on {devices[unfit[0]].kind}")
         stages = [r.devices[s * r.tp : (s + 1) * r.tp] for s in range(r.pp)]
         if any(len({devices[d].node for d in stage}) > 1 for stage in stages):
             problems.append(f"{who}: tensor parallelism crosses nodes")
         if r.max_num_seqs < 1 or r.max_num_batched_tokens < 1:
             problems.append(f"{who}: batch limits must be positive")
-        if r.role is not Role.DECODE:
-            entries.add(r.model)
-    for model in sorted({o.model for o in obs.options if o.kind in usable} - entries):
+    for model in sorted(servable_models(obs) - served_models(plan)):
         problems.append(f"no replica takes requests for {model}")
     return problems
+
+
+def served_models(plan: Plan) -> set[str]:
+    """Models for which a plan has a replica that takes requests."""
+    return {r.model for r in plan.replicas if r.role is not Role.DECODE}
+
+
+def servable_models(obs: Observation) -> set[str]:
+    """Models for which some option still finds enough available devices of its kind, each stage in a node."""
+    per_node: dict[tuple[str, str], int] = {}
+    for d in obs.devices:
+        if d.available:
+            per_node[d.kind, d.node] = per_node.get((d.kind, d.node), 0) + 1
+    stages = {
+        (o.kind, o.tp): sum(n // o.tp for (kind, _), n in per_node.items() if kind == o.kind)
+        for o in obs.options
+    }
+    return {o.model for o in obs.options if stages[o.kind, o.tp] >= o.pp}

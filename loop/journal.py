@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS tick (
     run INTEGER NOT NULL REFERENCES run, tick INTEGER NOT NULL, policy TEXT NOT NULL,
     observation TEXT NOT NULL, memo_before TEXT NOT NULL, memo_after TEXT NOT NULL,
     forced INTEGER NOT NULL, replanned INTEGER NOT NULL, plan TEXT NOT NULL, solve_s REAL NOT NULL,
+    by_fallback INTEGER NOT NULL,
     result TEXT, PRIMARY KEY (run, tick));
 CREATE TABLE IF NOT EXISTS evolution (
     run INTEGER NOT NULL REFERENCES run, tick INTEGER NOT NULL, incumbent TEXT NOT NULL,
@@ -55,6 +56,8 @@ class Decision:
     plan: Plan
     """The plan that serves after the decision."""
     solve_s: float
+    by_fallback: bool = False
+    """The policy gave no usable answer: the fallback decided."""
     result: WindowResult | None = None
     """None while the window runs."""
 
@@ -127,7 +130,7 @@ class Journal:
     def decided(self, decision: Decision) -> None:
         """Write a tick before its window runs."""
         self._db.execute(
-            "INSERT INTO tick VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+            "INSERT INTO tick VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
             (
                 self._run,
                 decision.tick,
@@ -139,6 +142,7 @@ class Journal:
                 decision.replanned,
                 _PLAN.dump_json(decision.plan).decode(),
                 decision.solve_s,
+                decision.by_fallback,
             ),
         )
 
@@ -174,7 +178,8 @@ class Journal:
     def decisions(self, run: int | None = None) -> Iterator[Decision]:
         """The ticks of a run (the last one by default), in order."""
         rows = self._db.execute(
-            "SELECT tick, policy, observation, memo_before, memo_after, forced, replanned, plan, solve_s, result"
+            "SELECT tick, policy, observation, memo_before, memo_after, forced, replanned, plan, solve_s,"
+            " by_fallback, result"
             " FROM tick WHERE run = ? ORDER BY tick",
             (self._pick(run),),
         )
@@ -189,7 +194,8 @@ class Journal:
                 replanned=bool(row[6]),
                 plan=_PLAN.validate_json(row[7]),
                 solve_s=row[8],
-                result=_RESULT.validate_json(row[9]) if row[9] else None,
+                by_fallback=bool(row[9]),
+                result=_RESULT.validate_json(row[10]) if row[10] else None,
             )
 
     def evolution(self, run: int | None = None) -> list[EvolutionRecord]:
@@ -226,7 +232,8 @@ def replay_decision(decision: Decision, policy: Policy, *, budget_s: float) -> l
     """
     memo = Memo(decision.memo_before)
     obs = decision.observation
-    replanned = decision.forced or policy.should_replan(obs, memo)
+    asked = policy.should_replan(obs, memo)
+    replanned = asked or decision.forced
     differences: list[str] = []
     if replanned != decision.replanned:
         differences.append(f"replanned: was {decision.replanned}, is {replanned}")

@@ -14,7 +14,9 @@ from rich.table import Table
 from hw_profiles import ProfileError, load_cluster, load_model
 from loop.contracts import DeploymentOption
 
-app = typer.Typer(help="Devices, and where replicas can run on them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Devices, and where replicas can run on them.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.callback()
@@ -65,7 +67,10 @@ def options(
     for spec in specs:
         if not any(option.model == spec.name for option in found):
             need = f"its weights take {spec.weight_bytes / 1e9:.1f} GB"
-            raise fail(f"model '{spec.name}' fits no group of devices of cluster '{topology.name}': {need}")
+            asked = f" with TP {_either(tp)} and PP {_either(pp)}" if tp or pp else ""
+            raise fail(
+                f"model '{spec.name}' fits no group of devices of cluster '{topology.name}'{asked}: {need}"
+            )
     rated = [
         (option, requests_per_s(option, input_tokens, output_tokens, max_num_seqs=max_num_seqs))
         for option in found
@@ -83,6 +88,10 @@ def options(
     for spec in specs:
         mine = [pair for pair in rated if pair[0].model == spec.name]
         console.print(_table(spec.name, mine, input_tokens, output_tokens))
+
+
+def _either(sizes: list[int] | None) -> str:
+    return " or ".join(map(str, sizes)) if sizes else "as usual"
 
 
 def _per_usd(option: DeploymentOption, rate: float) -> float:

@@ -15,7 +15,9 @@ from loop.contracts import PolicyFault, PolicySource
 from strategy.baselines import BaselineError, list_baselines, load_baseline
 from strategy.policy import PolicyModuleError, digest_of, summary_of
 
-app = typer.Typer(help="Serving policies: what to do, as living code.", no_args_is_help=True)
+app = typer.Typer(
+    help="Serving policies: what to do, as living code.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.callback()

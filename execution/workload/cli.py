@@ -23,7 +23,7 @@ from execution.workload.plots.sparkline import BLOCKS, sparkline
 from execution.workload.plots.svg import svg
 from loop.contracts import ClusterEvent, Workload
 
-app = typer.Typer(no_args_is_help=True, help="Traces, generators and scenarios.")
+app = typer.Typer(no_args_is_help=True, help="Traces, generators and scenarios.", add_completion=False)
 
 Source = Annotated[
     str, typer.Argument(metavar="PATH_OR_NAME", help="Trace file, ServeGen directory, generator or scenario.")
@@ -153,7 +153,7 @@ def export(
 def fit(
     data_dir: Annotated[Path, typer.Argument(help="Directory with azure/, mooncake/, servegen/.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where to write the parameters; None: into this package.")
+        Path | None, typer.Option(help="Folder for the parameters (default: those of this package).")
     ] = None,
 ) -> None:
     """Fit the generators to trace files, and compare what they generate with the data."""
@@ -184,14 +184,18 @@ def _open(
     seed: int,
     data: Path | None,
 ) -> tuple[Workload, tuple[ClusterEvent, ...]]:
+    if data is not None and not data.is_dir():
+        raise WorkloadError(f"{data}: no such folder (--data, or AUTOPOIESIS_DATA)")
     if source in scenarios.SCENARIOS and not Path(source).exists():
+        if start_s is not None:
+            raise WorkloadError(f"{source}: a scenario begins at its beginning; --start cuts traces")
         return scenarios.scenario(
             source,
             data,
             model=model or opening.DEFAULT_MODEL,
             other_model="other-model",
             seed=seed,
-            duration_s=duration_s or 3500.0,
+            duration_s=3500.0 if duration_s is None else duration_s,
             rate_scale=rate_scale,
             nodes=("node-0",),
             spot=("node-1",),

@@ -32,8 +32,12 @@ def calibrate(
         _fail(f"--date: {date!r} is not of the form YYYY-MM-DD")
     if not data_dir.is_dir():
         _fail(f"no such directory: {data_dir}")
-    if out is not None and out.exists() and not out.is_dir():
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of fitting, not after
+    except FileExistsError:
         _fail(f"--out: {out} is not a directory")
+    except OSError as error:
+        _fail(f"--out: {target.parent} cannot be written: {error.strerror}")
     try:
         coefficients = run_calibration(
             data_dir, date=noted.isoformat(), say=lambda line: typer.echo(line, err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,9 @@ from loop.journal import Decision, Journal
 
 def explain(
     tick: Annotated[int, typer.Argument(help="Number of the monitoring point.")],
-    journal: Annotated[Path, typer.Option(help="The journal of a run.")] = Path("out/journal.sqlite"),
+    journal: Annotated[Path, typer.Option(help="The journal of a run, which `loop replay` writes.")] = Path(
+        "out/journal.sqlite"
+    ),
     check: Annotated[
         bool, typer.Option(help="Ask the policy the same question again, in a sandbox, and compare.")
     ] = False,
@@ -24,6 +28,7 @@ def explain(
     with one_line_errors():
         if not journal.is_file():
             raise InputError(f"{journal}: no such journal (--journal); `autopoiesis loop replay` writes one")
+        refuse_other_files(journal)
         console = Console()
         with Journal(journal) as book:
             decisions = {d.tick: d for d in book.decisions()}
@@ -37,13 +42,26 @@ def explain(
             for step in book.evolution():
                 if step.tick == tick:
                     console.print(f"evolution: {step.reason}", highlight=False, soft_wrap=True)
-            if check:
+            if check and decision.by_fallback:
+                console.print("the policy gave no usable answer at this tick: the fallback decided")
+            elif check:
                 differences = decide_again(decision, source)
                 for text in differences:
                     console.print(f"DIFFERS {text}", style="red", highlight=False, soft_wrap=True)
                 if differences:
                     raise typer.Exit(1)
                 console.print("decided again: the same answer, bit for bit")
+
+
+def refuse_other_files(path: Path) -> None:
+    """Only a journal is opened, since opening makes tables in what is none."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        raise InputError(f"{path}: not a journal: {error} (--journal)") from error
+    if "tick" not in found:
+        raise InputError(f"{path}: not a journal: it has no ticks (--journal)")
 
 
 def in_words(decision: Decision, policy: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Bad input ends a command with one line that names the thing, and exit code 2."""
+"""Bad input ends a command with one line that names the thing, and exit code 2; Ctrl-C with one, and 130."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EXPECTED = (
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn expected errors into one line on stderr and exit code 2."""
+    """Turn expected errors into one line on stderr and exit code 2, Ctrl-C into one and exit code 130."""
     try:
         yield
     except _EXPECTED as error:
@@ -42,3 +42,6 @@ def one_line_errors() -> Iterator[None]:
             f"error: {text}", style="red", markup=False, highlight=False
         )
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        raise typer.Exit(130) from None

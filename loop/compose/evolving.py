@@ -23,7 +23,7 @@ from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
 from strategy.evolve.synthesise.builtin import BuiltinSynthesiser, random_program
 from strategy.evolve.tuning import tune_constants
 
-DEFAULT_EVALUATIONS = 24
+DEFAULT_EVALUATIONS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Evolution:
         """Parents at every step: what was beaten under yesterday's load may be the best under today's."""
         self._policies: list[SandboxedPolicy] = []
         self._background: BackgroundEvolution | None = None
-        self._past: tuple[PastWindow, ...] = ()
+        self._searched: EvaluationTask | None = None
         self.status = ""
         """What is going on, in a few words."""
 
@@ -110,15 +110,17 @@ class Evolution:
         return self.background.past
 
     @property
-    def evaluations(self) -> int:
-        """Spent by evolution itself."""
-        return self.background.cost.evaluations
+    def simulated_windows(self) -> int:
+        """Simulated so far, in all evaluations: what the searched rivals may spend, each."""
+        return self._evaluator.windows
 
-    def begin(self, journal: Journal | None) -> BackgroundEvolution:
+    def begin(self, journal: Journal | None, last_tick: int | None = None) -> BackgroundEvolution:
         """A source of policies for one judged run."""
         if journal is not None:
             journal.policy(self._first)
-        self._background = BackgroundEvolution(self._first, self._step, self._load, journal=journal)
+        self._background = BackgroundEvolution(
+            self._first, self._step, self._load, journal=journal, last_tick=last_tick
+        )
         return self._background
 
     def finish(self) -> None:
@@ -128,6 +130,9 @@ class Evolution:
 
     def _load(self, source: PolicySource) -> Policy:
         """A policy that is to serve: in a locked process of its own."""
+        for retired in self._policies[:-1]:
+            retired.close()  # the last one still serves until this one has taken over
+        del self._policies[:-1]
         policy = SandboxedPolicy(source, SandboxLimits().patient())
         self._policies.append(policy)
         return policy
@@ -146,14 +151,16 @@ class Evolution:
         if better is not None:
             spent = self._evaluator.evaluations - evaluations
             return EvolutionStep(better[0], better[1], evaluations=spent, gain=better[2])
+        stages = stages_for(past, self._config.recent_windows, len(self._setup.worlds))
         outcome = self._evolver.step(
             incumbent,
-            self._baselines,
+            self._parents(incumbent, past),
             past[-1].obs,
-            stages_for(past, self._config.recent_windows, len(self._setup.worlds)),
+            stages,
             Budget(self._config.evaluations, time.monotonic() + self._config.step_deadline_s),
             stop=stop.is_set,
         )
+        self._searched = stages.full
         champion, reason = outcome.best, outcome.reason
         if champion is not None and not stop.is_set():
             doubt = self._doubt(champion, past)
@@ -167,6 +174,17 @@ class Evolution:
             deaths={str(death): n for death, n in outcome.deaths.items()},
             gain=1.0 - outcome.ratio,
         )
+
+    def _parents(self, incumbent: PolicySource, past: Sequence[PastWindow]) -> tuple[PolicySource, ...]:
+        """Baselines that are worth scoring again: all of them when the demand has changed, else those that
+        were near the incumbent in the last step without doing the same.
+        """
+        theirs = self._evaluator.objectives
+        base = theirs.get((incumbent.digest, self._searched)) if self._searched else None
+        if not base or len(past) < 2 or not same_regime(past[-1].window, past[-2].window):
+            return self._baselines
+        ratios = {p.digest: theirs.get((p.digest, self._searched), 0.0) / base for p in self._baselines}
+        return tuple(p for p in self._baselines if ratios[p.digest] < 1.2 and ratios[p.digest] != 1.0)
 
     def _disappointment(
         self, incumbent: PolicySource, past: Sequence[PastWindow]
@@ -207,18 +225,21 @@ class Evolution:
             return f"{champion.name} scores {off:.1%} differently when it cannot touch the twin: refused"
         return ""
 
-    def tuned_static(self, share: int, evaluations: int) -> PolicySource:
-        """The best fixed parameters of the first policy, found on the first `share` windows."""
+    def tuned_static(self, share: int, budget: int) -> PolicySource:
+        """The best fixed parameters of the first policy on the first `share` windows; `budget` is in simulated
+        windows."""
         past = self._learn_first(share)
+        evaluations = max(1, budget // len(past))
         tasks = (EvaluationTask(tuple(p.window.index for p in past)),)
         found = tune_constants(self._first, self._evaluator, tasks, evaluations, self._seed)
         return replace(found, note=f"constants of {self._first.name} tuned on the first {share} windows")
 
-    def best_of_random(self, share: int, evaluations: int) -> PolicySource:
-        """The best of random programs on the first `share` windows."""
+    def best_of_random(self, share: int, budget: int) -> PolicySource:
+        """The best of random programs on the first `share` windows; `budget` is in simulated windows."""
         past = self._learn_first(share)
+        evaluations = max(1, budget // len(past))
         task = EvaluationTask(tuple(p.window.index for p in past))
-        programs = [random_program(self._seed * 100_003 + i) for i in range(max(1, evaluations))]
+        programs = [random_program(self._seed * 100_003 + i) for i in range(evaluations)]
         best, value = programs[0], float("inf")
         answers = self._evaluator.evaluate([(p, task) for p in programs])
         for done, (index, evaluation) in enumerate(answers, 1):
@@ -234,17 +255,17 @@ class Evolution:
 
 
 def stages_for(past: Sequence[PastWindow], recent: int, worlds: int) -> Stages:
-    """The cascade's windows: the latest one for smoke; for the full stage the latest `recent` ones whose
-    demand is like the latest's, since a score on yesterday's load is no score; and for the proof the same in
-    perturbed worlds, where hardware differs and requests are drawn anew.
+    """The cascade's windows, all of a demand like the latest's, since a score on yesterday's load is no score:
+    the `recent` ones before the latest to search on, the latest held out, and the proof in perturbed worlds,
+    where hardware differs and requests are drawn anew. Alone of its kind, the latest is searched on too.
     """
-    latest = past[-1]
-    alike = [p.window.index for p in past if same_regime(p.window, latest.window)]
-    full = tuple(alike[-recent:])
+    alike = [p.window.index for p in past if same_regime(p.window, past[-1].window)]
+    searched = tuple(alike[-1 - recent : -1]) or (alike[-1],)
     return Stages(
-        smoke=EvaluationTask((latest.window.index,)),
-        full=EvaluationTask(full),
-        perturbed=tuple(EvaluationTask(full, world) for world in range(1, worlds)),
+        smoke=EvaluationTask(searched[-1:]),
+        full=EvaluationTask(searched),
+        held_out=EvaluationTask((alike[-1],)) if len(alike) > 1 else None,
+        perturbed=tuple(EvaluationTask(tuple(alike[-recent:]), world) for world in range(1, worlds)),
     )
 
 

@@ -1,12 +1,13 @@
 """An experiment: every baseline and the evolving system on the same windows of one judged world.
 
 The order is: baselines (in processes of their own), the evolving system with its evolution beside it, the
-searched rivals (tuned static, best of N random programs, each with as many evaluations as evolution had), and
+searched rivals (tuned static, best of N random programs, each with as many simulated windows as evolution had), and
 the oracle.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field, fields, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from execution.twin import WorldParameters
 from hw_profiles.performance import Perturbation
@@ -50,6 +53,7 @@ from loop.runner.table import Progress
 from strategy.baselines import list_baselines, load_baseline
 
 EVOLVING = "evolving"
+ORACLE = "oracle"
 MAIN_CLUSTER = "mixed-64"
 MAIN_MODELS = ("llama-3.1-70b",)
 MAIN_WINDOW_S = 300.0
@@ -82,6 +86,9 @@ class ExperimentConfig:
     """Also run tuned static and best of N random programs."""
     oracle: bool = True
     """Also show the limit: in each window the best of all policies, switching for free."""
+
+
+_CONFIG = TypeAdapter(ExperimentConfig)
 
 
 def main_job(*, seed: int = 0, evaluations: int = DEFAULT_EVALUATIONS) -> ExperimentConfig:
@@ -143,7 +150,7 @@ class Experiment:
             self._evolve(evolution)
             if config.searched:
                 self._search(pool, queue, evolution)
-            if config.oracle:
+            if config.oracle and config.mode is ReplayMode.BATCH:
                 self._oracle(pool, queue, evolution)
         return self._result(evolution)
 
@@ -235,12 +242,12 @@ class Experiment:
     def _serve(self, judged: World, evolution: Evolution, tell: Callable[[WindowResult], None]) -> RunResult:
         first = load_baseline(self.config.first)
         path = self._out / "journal.sqlite"
-        with Journal(path, run=EVOLVING, config={"title": self.config.title}) as journal:
-            source = evolution.begin(journal)
+        with Journal(path, run=EVOLVING, config=json.loads(_CONFIG.dump_json(self.config))) as journal:
+            source = evolution.begin(journal, self._windows[-1].index)
             run = replay(
                 judged,
                 first,
-                first,
+                load_baseline(FALLBACK),
                 self._windows,
                 self._replay_config,
                 journal=journal,
@@ -254,6 +261,7 @@ class Experiment:
     def _search(self, pool: ProcessPoolExecutor, queue: Queue[Told], evolution: Evolution) -> None:
         """Tuned static and best of N random: searched on the first third, then fixed for the whole run."""
         share = max(1, len(self._windows) // 3)
+        budget = evolution.simulated_windows
         for name, search in (
             ("tuned_static", evolution.tuned_static),
             ("best_of_random", evolution.best_of_random),
@@ -265,7 +273,7 @@ class Experiment:
 
             def find(run: Callable[..., PolicySource] = search, box: list[object] = found) -> None:  # type: ignore[assignment]
                 try:
-                    box.append(run(share, evolution.evaluations))
+                    box.append(run(share, budget))
                 except BaseException as error:  # noqa: BLE001 - handed to the main thread below
                     box.append(error)
 
@@ -283,7 +291,7 @@ class Experiment:
 
     def _oracle(self, pool: ProcessPoolExecutor, queue: Queue[Told], evolution: Evolution) -> None:
         """The lower envelope of every policy known at the end, promoted ones included, switching for free."""
-        name = "oracle"
+        name = ORACLE
         self._row(name, SystemKind.ORACLE)
         self.status = "the oracle asks what each promoted policy would have done from the start"
         runs = [s.run for s in self._systems]

@@ -8,6 +8,8 @@ from loop.contracts import Resources, RunResult, Score, ServingStats, WindowResu
 
 _UNSERVED = 10.0
 """A request refused or lost costs as much as ten served ones: not serving must never pay."""
+_UNSERVED_WINDOW = 3600.0
+"""Added for a window of which nothing was served, in proportion for a part of it."""
 
 
 class Objective(StrEnum):
@@ -49,4 +51,4 @@ def _value(total_s: float, stats: ServingStats, spent: Resources, objective: Obj
         value = 100.0 * missed + stats.e2e_s.mean + 0.1 * stats.ttft_s.p99
     else:
         value = spent.usd + spent.joules / 3.6e6 * 0.15 + 100.0 * max(0.0, missed - 0.01)
-    return value * (1.0 + _UNSERVED * unserved)
+    return value * (1.0 + _UNSERVED * unserved) + _UNSERVED_WINDOW * unserved

@@ -57,9 +57,6 @@ def replay(
     twin = world.twin(perception, block_tokens=config.block_tokens)
     if start is not None:
         perception.prime(start.obs, start.previous)
-        for event in state_events(start.previous):
-            twin.inject(event)
-        twin.run_until(0.0)
     controller = Controller(
         twin,
         policy,
@@ -69,7 +66,8 @@ def replay(
         journal=journal,
         source=source,
         solve_clock=solve_clock,
-        initial_plan=start.obs.plan if start is not None else None,
+        start=start.obs if start is not None else None,
+        initial_events=state_events(start.obs) if start is not None else (),
     )
     results: list[WindowResult] = []
     for result in controller.steps(windows):

@@ -11,6 +11,7 @@ import json
 import pickle
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -109,10 +110,16 @@ def redraw(window: Window, seed: int) -> Window:
     if not window.requests:
         return window
     rng = random.Random(f"{seed}/{window.index}")
-    drawn = rng.choices(window.requests, k=len(window.requests))
-    requests = [
-        d._replace(id=r.id, arrival_s=r.arrival_s) for r, d in zip(window.requests, drawn, strict=True)
-    ]
+    copies: Counter[int] = Counter()
+    requests = []
+    for request, drawn in zip(
+        window.requests, rng.choices(window.requests, k=len(window.requests)), strict=True
+    ):
+        hashes = drawn.block_hashes
+        if hashes and copies[drawn.id]:  # a second copy is another prompt: it finds nothing in the cache
+            hashes = tuple(hash((h, seed, copies[drawn.id])) for h in hashes)
+        copies[drawn.id] += 1
+        requests.append(drawn._replace(id=request.id, arrival_s=request.arrival_s, block_hashes=hashes))
     return replace(window, requests=requests)
 
 
@@ -152,6 +159,10 @@ class TwinEvaluator:
         self._deadline_s = deadline_s
         self._past: dict[int, PastWindow] = {}
         self.evaluations = 0
+        self.windows = 0
+        """Simulated windows, over all evaluations: what budgets are compared in."""
+        self.objectives: dict[tuple[str, EvaluationTask], float] = {}
+        """Of policies (by digest) on tasks, as far as they have a score."""
 
     def learn(self, past: Sequence[PastWindow]) -> None:
         """These windows are past now: tasks may name them."""
@@ -163,8 +174,13 @@ class TwinEvaluator:
         """Score each (policy, task); the answers come in the order in which they are done."""
         payloads = [PoolJob(pickle.dumps(self._job(policy, task)), self._deadline_s) for policy, task in jobs]
         for index, answer in self._pool.run(payloads):
+            policy, task = jobs[index]
             self.evaluations += 1
-            yield index, self._evaluation(jobs[index][0], answer)
+            self.windows += len(task.windows)
+            evaluation = self._evaluation(policy, answer)
+            if evaluation.score is not None:
+                self.objectives[policy.digest, task] = evaluation.score.objective
+            yield index, evaluation
 
     def segments(self, indices: Sequence[int]) -> tuple[Segment, ...]:
         """Group window indices into runs of consecutive ones."""

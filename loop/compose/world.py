@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from execution.twin import Twin, WorldParameters
@@ -19,6 +19,7 @@ class WorldSpec:
     cluster: str
     """Name of a packaged cluster, or the path of a YAML file."""
     models: tuple[str, ...]
+    """By name, alias or YAML file; replicas and requests name them as their profiles do."""
     perturbation: Perturbation | None = None
     """Hidden multipliers on the performance model; None: the nominal hardware."""
     parameters: WorldParameters = field(default_factory=WorldParameters)
@@ -64,29 +65,29 @@ def build_world(spec: WorldSpec, options: tuple[DeploymentOption, ...] | None = 
         InfeasibleModelError: a model fits no group of devices of the cluster.
     """
     topology = load_cluster(spec.cluster)
-    models = {name: load_model(name) for name in spec.models}
+    models = {model.name: model for model in map(load_model, spec.models)}
     nominal = PerformanceModel.load()
     if options is None:
         options = deployment_options(topology, tuple(models.values()), nominal)
-    check_options(spec, options)
+    check_options(spec.cluster, models, options)
     performance = nominal if spec.perturbation is None else nominal.perturbed(spec.perturbation)
     return World(spec, topology, models, performance, nominal, options)
 
 
-def check_options(spec: WorldSpec, options: Sequence[DeploymentOption]) -> None:
+def check_options(cluster: str, models: Iterable[str], options: Sequence[DeploymentOption]) -> None:
     """Raise InfeasibleModelError for the first model without an option."""
-    for name in spec.models:
+    for name in models:
         if not any(o.model == name for o in options):
             raise InfeasibleModelError(
-                f"model {name} fits no group of devices of cluster {spec.cluster}: choose a larger cluster or a "
+                f"model {name} fits no group of devices of cluster {cluster}: choose a larger cluster or a "
                 "smaller model (`autopoiesis physical options` shows what fits)"
             )
 
 
-def state_events(obs: Observation | None) -> tuple[ClusterEvent, ...]:
+def state_events(obs: Observation) -> tuple[ClusterEvent, ...]:
     """Events at time 0 that bring fresh devices into the state that `obs` shows."""
     events: list[ClusterEvent] = []
-    for d in obs.devices if obs is not None else ():
+    for d in obs.devices:
         if not d.available:
             events.append(ClusterEvent(0.0, EventKind.DOWN, d.id))
         if d.speed != 1.0:

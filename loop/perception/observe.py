@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from loop.contracts import (
     Demand,
@@ -52,7 +53,8 @@ class Perception:
         """Begin with another run's past, for a replay that starts in the middle: `obs` is what was seen at
         the first window to replay, `previous` at the one before it (None: there was none).
         """
-        self._last = obs.demand if previous is not None else ()
+        over = tuple(replace(d, waiting=0, waiting_input_tokens=0, running=0) for d in obs.demand)
+        self._last = over if previous is not None else ()
         self._history = deque(obs.history, maxlen=HISTORY_WINDOWS)
         self._devices = {d.id: _state(d) for d in previous.devices} if previous is not None else {}
 

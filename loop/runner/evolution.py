@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from loop.contracts import Observation, Policy, PolicySource, Window, WindowResult
+from loop.contracts import Observation, Policy, PolicyFault, PolicySource, Window, WindowResult
 from loop.journal import EvolutionRecord, Journal
 from loop.runner.results import EvolutionCost
 
@@ -66,7 +66,9 @@ class BackgroundEvolution:
         journal: Journal | None = None,
         on_step: Callable[[EvolutionRecord], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        last_tick: int | None = None,
     ) -> None:
+        """`last_tick`: no step begins there, since nothing could come of it; None: the end is not known."""
         self._step = step
         self._load = load
         self._journal = journal
@@ -78,6 +80,8 @@ class BackgroundEvolution:
         self._running: Future[tuple[EvolutionStep, float]] | None = None
         self._began_s = 0.0
         self._began_tick = 0
+        self._busy_until_s = 0.0
+        self._last_tick = last_tick
         self._waiting: tuple[PolicySource, EvolutionStep, float] | None = None
         self._banned: set[str] = set()
         self._roll_back = False
@@ -100,7 +104,8 @@ class BackgroundEvolution:
         """Collect the step that ran, maybe hand over, and start the next one."""
         self._collect()
         policy = self._take_back(obs) or self._hand_over(obs)
-        if self._past and not self._stop.is_set():
+        idle = obs.now_s >= self._busy_until_s and obs.tick != self._last_tick
+        if self._past and idle and not self._stop.is_set():
             self._began_s, self._began_tick = obs.now_s, obs.tick
             self._running = self._pool.submit(self._timed_step, self.incumbent, tuple(self._past))
         return policy
@@ -109,7 +114,7 @@ class BackgroundEvolution:
         """Remember a window; faults of an evolved policy call for its predecessor."""
         previous = self._past[-1].obs if self._past else None
         self._past.append(PastWindow(window, obs, result, previous))
-        if result.faults.total and len(self.served) > 1:
+        if result.faults.total and self.incumbent.digest != self.served[0].digest:
             self._roll_back = True
 
     def stop(self) -> None:
@@ -126,7 +131,10 @@ class BackgroundEvolution:
         self, incumbent: PolicySource, past: tuple[PastWindow, ...]
     ) -> tuple[EvolutionStep, float]:
         began = self._clock()
-        step = self._step(incumbent, past, self._stop)
+        try:
+            step = self._step(incumbent, past, self._stop)
+        except Exception as error:  # noqa: BLE001 - whatever fails in evolution, serving goes on
+            step = EvolutionStep(None, f"the step failed: {type(error).__name__}: {error}")
         return step, self._clock() - began
 
     def _collect(self) -> None:
@@ -139,9 +147,10 @@ class BackgroundEvolution:
             self.cost.candidates + step.candidates,
             self.cost.wall_s + wall_s,
         )
+        self._busy_until_s = self._began_s + wall_s
         champion = step.champion
         if champion is not None and champion.digest not in self._banned:
-            self._waiting = (champion, step, self._began_s + wall_s)
+            self._waiting = (champion, step, self._busy_until_s)
         else:
             self._record(self._began_tick, None, step.reason, step)
 
@@ -152,8 +161,7 @@ class BackgroundEvolution:
         self._waiting = None
         if champion.digest == self.incumbent.digest:
             return None
-        self._record(obs.tick, champion, step.reason, step)
-        return self._serve(champion)
+        return self._serve(obs.tick, champion, step.reason, step)
 
     def _take_back(self, obs: Observation) -> Policy | None:
         if not self._roll_back:
@@ -162,16 +170,27 @@ class BackgroundEvolution:
         bad = self.incumbent
         self._banned.add(bad.digest)
         good = next((p for p in reversed(self.served) if p.digest not in self._banned), self.served[0])
-        self._waiting = None
+        if self._waiting is not None:
+            self._record(
+                obs.tick, None, f"{self._waiting[0].name} was proven against {bad.name}", self._waiting[1]
+            )
+            self._waiting = None
         reason = f"{bad.name} ({bad.digest}) made faults while it served: back to {good.name}"
-        self._record(obs.tick, good, reason, EvolutionStep(good, reason))
-        return self._serve(good)
+        return self._serve(obs.tick, good, reason, EvolutionStep(good, reason))
 
-    def _serve(self, policy: PolicySource) -> Policy:
+    def _serve(self, tick: int, policy: PolicySource, reason: str, step: EvolutionStep) -> Policy | None:
+        """Load a policy, and only then let it take over; None: it cannot be loaded."""
+        try:
+            loaded = self._load(policy)
+        except PolicyFault as error:
+            self._banned.add(policy.digest)
+            self._record(tick, None, f"{policy.name} cannot be loaded: {error}", step)
+            return None
+        self._record(tick, policy, reason, step)
         self.served.append(policy)
         if self._journal is not None:
             self._journal.policy(policy)
-        return self._load(policy)
+        return loaded
 
     def _record(self, tick: int, champion: PolicySource | None, reason: str, step: EvolutionStep) -> None:
         record = EvolutionRecord(

@@ -93,8 +93,8 @@ def render(result: ExperimentResult) -> str:
 def _hero(result: ExperimentResult) -> str:
     ours = result.system(SystemKind.EVOLVING)
     cards: list[tuple[str, str]] = []
-    if ours is not None and result.rivals:
-        rivals = sorted(result.rivals, key=lambda s: s.run.total_execution_time_s)
+    if ours is not None and result.fair_rivals:
+        rivals = sorted(result.fair_rivals, key=lambda s: s.run.total_execution_time_s)
         mean = sum(saving(ours, s) for s in rivals) / len(rivals)
         cards = [
             (f"{ours.run.total_execution_time_s:,.0f} s", "total execution time"),

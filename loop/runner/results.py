@@ -83,6 +83,13 @@ class ExperimentResult:
         rivals = (SystemKind.BASELINE, SystemKind.SEARCHED, SystemKind.USER)
         return tuple(s for s in self.systems if s.kind in rivals)
 
+    @property
+    def fair_rivals(self) -> tuple[SystemResult, ...]:
+        """The rivals that served at least as many requests as the evolving system did."""
+        ours = self.system(SystemKind.EVOLVING)
+        served = ours.run.stats.finished if ours is not None else 0
+        return tuple(s for s in self.rivals if s.run.stats.finished >= served)
+
 
 def saving(ours: SystemResult, other: SystemResult) -> float:
     """Share of the other's total execution time that ours saves; negative: ours is slower."""

@@ -111,7 +111,7 @@ def final_table(result: ExperimentResult, width: int = 140) -> Table:
 def headline(result: ExperimentResult) -> str:
     """One paragraph in words."""
     ours = result.system(SystemKind.EVOLVING)
-    rivals = result.rivals
+    rivals = result.fair_rivals
     if ours is None or not rivals:
         return ""
     savings = {s.name: saving(ours, s) for s in rivals}

@@ -1,4 +1,4 @@
-"""Logging of the commands: warnings and worse, key=value, on stderr; stdout belongs to results."""
+"""Logging of commands and of the processes that they start: warnings and worse, key=value, on stderr; stdout belongs to results."""
 
 from __future__ import annotations
 
