@@ -131,7 +131,8 @@ class Engine(Batch):
         return self.mode == IDLE
 
     def evacuate(self, now_s: float) -> list[Sequence]:
-        """The replica died: everything on board, queued or running. The engine is empty and idle after."""
+        """Give up everything on board, queued or running, and return it. The engine is as new after: empty,
+        idle, without cached prefixes."""
         on_board = [entry[3] for entry in self.waiting]
         on_board += [seq for seq, _ in self._batch]
         on_board += [entry[2] for entry in self.finishing]
@@ -144,6 +145,11 @@ class Engine(Batch):
         self.decoding = self.kv_tokens = self.extra_blocks = 0
         self.phases = [0] * 16
         self.finishing, self._batch, self.waiting, self.partial = [], [], [], None
+        self.prompt_tokens = self._queued_todo = self._over_sum = self._over_count = 0
+        self._over = []
+        if self._cache is not None:
+            self._cache.clear()
+        self._anchor()
         return on_board
 
     @property

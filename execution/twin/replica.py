@@ -56,6 +56,7 @@ class Replica:
 
     __slots__ = (
         "_identity",
+        "_rates",
         "_seen_kv",
         "_seen_n",
         "_seen_step_s",
@@ -75,7 +76,6 @@ class Replica:
         "position",
         "prefix_bit",
         "rank",
-        "rates",
         "spec",
         "start_s",
         "state",
@@ -125,7 +125,8 @@ class Replica:
         self.dirty = True
         self.listing: Listing | None = None
         self.position = 0
-        self.rates = (0.0, 0.0)
+        self._rates = (0.0, 0.0)
+        """Prefill and decode tokens per second, well filled, at the speed it has now."""
         self._seen_n = self._seen_kv = 0
         """The batch that the last view showed, and its iteration time."""
         self._seen_step_s = 0.0
@@ -208,6 +209,7 @@ class Replica:
         if speed != self.engine.speed:
             self.engine.interrupt(now_s)
             self.engine.speed = speed
+            self._estimate_rates()
             self.changed()
 
     def used(self, now_s: float) -> Resources:
@@ -246,6 +248,7 @@ class Replica:
         """What a router sees now."""
         engine = self.engine
         speed = engine.speed
+        prefill_tokens_per_s, decode_tokens_per_s = self._rates
         n = running = engine.running
         kv = engine.anchor_kv
         capacity = self.costs.kv_capacity_tokens
@@ -266,9 +269,9 @@ class Replica:
             float(engine.outstanding_tokens()),
             engine.max_seqs,
             engine.max_batched,
-            self.rates[0] * speed,
+            prefill_tokens_per_s,
             self._seen_step_s / speed,
-            self.rates[1] * speed,
+            decode_tokens_per_s,
             speed,
         )
         return _new_view(ReplicaView, self._identity + state)
@@ -276,4 +279,5 @@ class Replica:
     def _estimate_rates(self) -> None:
         n = max(1, min(self.spec.max_num_seqs, self.costs.kv_capacity_tokens // TYPICAL_CONTEXT_TOKENS))
         step_s = self.estimates.iteration_s(n, n * TYPICAL_CONTEXT_TOKENS, ())
-        self.rates = (self.estimates.prefill_tokens_per_s, n / step_s)
+        speed = self.engine.speed
+        self._rates = (self.estimates.prefill_tokens_per_s * speed, n / step_s * speed)

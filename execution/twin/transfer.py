@@ -119,6 +119,13 @@ class TransferOffice:
                     self._gateway.enqueue(seq, source, now_s)
         return lost
 
+    def abandon(self, now_s: float) -> list[Sequence]:
+        """End all transfers; the senders' blocks are for the caller to free. Returns what was on its way."""
+        flying = list(self.flying.values())
+        for transfer in flying:
+            self._end(transfer, now_s)
+        return [transfer.seq for transfer in flying]
+
     def _end(self, transfer: Transfer, now_s: float) -> None:
         transfer.version += 1
         del self.flying[transfer.number]

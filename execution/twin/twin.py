@@ -165,20 +165,18 @@ class Twin:
     # -- beyond the port ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the run: everything that has been submitted and is unfinished is LOST. No time passes after."""
+        """Give up: everything that has been submitted and is unfinished is LOST. Replicas go on empty: those
+        that load become ready in time, those that drain are gone, and more may be submitted."""
         now_s = self._now_s
-        unfinished = [*self._gateway.returned, *itertools.chain(*self._gateway.held.values())]
-        unfinished += [transfer.seq for transfer in self._transfers.flying.values()]
+        self._gateway.take_held()
+        unfinished, self._gateway.returned = self._gateway.returned, []
+        unfinished += self._transfers.abandon(now_s)
         for replica in list(self._deployment.replicas):
             unfinished += replica.engine.evacuate(now_s)
+            replica.rest(now_s)
         while self._next is not None:
             unfinished.append(self._enter(self._next))
             self._pull()
-        self._gateway.returned = []
-        self._gateway.take_held()
-        self._gateway.returned = []
-        self._transfers.flying.clear()
-        self._agenda.clear()
         for seq in sorted(unfinished, key=lambda seq: (seq.request.arrival_s, seq.number)):
             self._gateway.close(seq, Finish.LOST, -1.0, -1, now_s)
 

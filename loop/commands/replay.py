@@ -111,6 +111,9 @@ def replay(
     Without options: an hour of Azure conversations, a mix shift, a burst, a lost node, 64 mixed GPUs.
     """
     with one_line_errors():
+        # What is cheap to check comes first, so that a slip of the pen does not wait for the trace.
+        baselines, begin = choose_baselines(baseline), known_baseline(first)
+        users = read_policies(policy or ())
         models = choose_models(model or named_models(trace) or MAIN_MODELS)
         data = find_data(data_dir)
         workload, events = open_trace(trace, tuple(models.values()), cluster, data, seed, rate_scale)
@@ -124,9 +127,9 @@ def replay(
             seed=seed,
             slo=Slo(slo_ttft_s, slo_tpot_s),
             objective=objective or (Objective.TIME if mode is ReplayMode.BATCH else Objective.GOODPUT),
-            baselines=choose_baselines(baseline),
-            users=read_policies(policy or ()),
-            first=known_baseline(first),
+            baselines=baselines,
+            users=users,
+            first=begin,
             evolution=EvolutionConfig(evaluations=evaluations),
             workers=workers,
             searched=searched and evaluations > 0,

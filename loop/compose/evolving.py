@@ -180,10 +180,11 @@ class Evolution:
         were near the incumbent in the last step without doing the same.
         """
         theirs = self._evaluator.objectives
-        base = theirs.get((incumbent.digest, self._searched)) if self._searched else None
-        if not base or len(past) < 2 or not same_regime(past[-1].window, past[-2].window):
+        searched = self._searched
+        base = theirs.get((incumbent.digest, searched)) if searched else None
+        if searched is None or not base or len(past) < 2 or not same_regime(past[-1].window, past[-2].window):
             return self._baselines
-        ratios = {p.digest: theirs.get((p.digest, self._searched), 0.0) / base for p in self._baselines}
+        ratios = {p.digest: theirs.get((p.digest, searched), 0.0) / base for p in self._baselines}
         return tuple(p for p in self._baselines if ratios[p.digest] < 1.2 and ratios[p.digest] != 1.0)
 
     def _disappointment(
@@ -256,16 +257,17 @@ class Evolution:
 
 def stages_for(past: Sequence[PastWindow], recent: int, worlds: int) -> Stages:
     """The cascade's windows, all of a demand like the latest's, since a score on yesterday's load is no score:
-    the `recent` ones before the latest to search on, the latest held out, and the proof in perturbed worlds,
-    where hardware differs and requests are drawn anew. Alone of its kind, the latest is searched on too.
+    the latest for smoke, the latest `recent` for the full stage, the one before these held out; and the proof
+    in perturbed worlds, where hardware differs and requests are drawn anew.
     """
     alike = [p.window.index for p in past if same_regime(p.window, past[-1].window)]
-    searched = tuple(alike[-1 - recent : -1]) or (alike[-1],)
+    searched = tuple(alike[-recent:])
+    held_out = alike[-1 - recent : -recent]
     return Stages(
         smoke=EvaluationTask(searched[-1:]),
         full=EvaluationTask(searched),
-        held_out=EvaluationTask((alike[-1],)) if len(alike) > 1 else None,
-        perturbed=tuple(EvaluationTask(tuple(alike[-recent:]), world) for world in range(1, worlds)),
+        held_out=EvaluationTask(tuple(held_out)) if held_out else None,
+        perturbed=tuple(EvaluationTask(searched, world) for world in range(1, worlds)),
     )
 
 

@@ -51,23 +51,12 @@ def start_pool(setup: JobSetup, workers: int) -> tuple[ProcessPoolExecutor, Queu
     context = mp.get_context("spawn")
     queue: Queue[Told] = context.Queue()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(setup, queue))
-    # Begun with SIGINT blocked, which they inherit: Ctrl-C is the parent's to handle from their first line on.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        for _ in range(workers):
-            pool.submit(_ready)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return pool, queue
-
-
-def _ready() -> None:
-    """Nothing: a first job, so that the processes begin."""
 
 
 def _begin(setup: JobSetup, queue: Queue[Told]) -> None:
     global _world, _setup, _queue  # noqa: PLW0603 - the state of a worker process is set once, here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     configure_logging()  # to stderr: a command's stdout is its result
     _setup, _queue = setup, queue
     _world = build_world(setup.spec, setup.options)

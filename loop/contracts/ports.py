@@ -80,6 +80,9 @@ class RemotePolicy(Policy, Protocol):
     def solve_cpu_s(self) -> float:
         """CPU seconds spent in `should_replan` and `plan` since the start."""
 
+    def sync(self, memo: Memo) -> None:
+        """Bring into the memo what `route` and `priority` wrote into it over there. May raise PolicyFault."""
+
 
 RecordSink = Callable[[RequestRecord], None]
 

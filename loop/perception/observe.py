@@ -45,8 +45,8 @@ class Perception:
         self._devices: dict[str, tuple[bool, float, bool]] = {}
         self._per_model: dict[str, StatsCollector] = {}
         self._arrived: dict[str, int] = {}
-        self.window = StatsCollector(slo)
         self.run = StatsCollector(slo)
+        """All windows that have ended."""
         self._reset()
 
     def prime(self, obs: Observation, previous: Observation | None) -> None:
@@ -60,11 +60,15 @@ class Perception:
 
     def __call__(self, record: RequestRecord) -> None:
         """Take in one finished request."""
-        self.window(record)
-        self.run(record)
-        collector = self._per_model.get(record.model)
-        if collector is not None:
-            collector(record)
+        self._per_model[record.model](record)
+
+    @property
+    def window(self) -> StatsCollector:
+        """All models' requests of the window that runs."""
+        whole = StatsCollector(self._slo)
+        for collector in self._per_model.values():
+            whole.merge(collector)
+        return whole
 
     def arrived(self, requests: Sequence[Request]) -> None:
         """Count requests handed to the data plane."""
@@ -84,6 +88,7 @@ class Perception:
             )
             for m in self._models
         )
+        self.run.merge(self.window)
         if self._last:
             self._history.append(self._last)
         self._last = demand
@@ -125,7 +130,6 @@ class Perception:
         )
 
     def _reset(self) -> None:
-        self.window = StatsCollector(self._slo)
         self._per_model = {m: StatsCollector(self._slo) for m in self._models}
         self._arrived = {}
 

@@ -8,6 +8,17 @@ from loop.contracts import Demand, Finish, Quantiles, RequestRecord, ServingStat
 
 _RATIO = 1.01
 _LOG_RATIO = log(_RATIO)
+_COUNTERS = (
+    "finished",
+    "rejected",
+    "lost",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "good",
+    "preemptions",
+    "retries",
+)
 
 
 class LogHistogram:
@@ -36,6 +47,16 @@ class LogHistogram:
         self._min = min(self._min, value)
         bucket = int(log(value * self._inverse_low) / _LOG_RATIO) if value > self._low else -1
         self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+
+    def merge(self, other: LogHistogram) -> None:
+        """Count all that another histogram (of the same `low`) has counted."""
+        self.count += other.count
+        self.total += other.total
+        self._min = min(self._min, other._min)
+        self._max = max(self._max, other._max)
+        buckets = self._buckets
+        for bucket, count in other._buckets.items():
+            buckets[bucket] = buckets.get(bucket, 0) + count
 
     @property
     def mean(self) -> float:
@@ -106,6 +127,13 @@ class StatsCollector:
         self.retries += record.retries
         if ttft <= self._slo.ttft_s and tpot <= self._slo.tpot_s:
             self.good += 1
+
+    def merge(self, other: StatsCollector) -> None:
+        """Count all that another collector of the same SLO has counted."""
+        for name in ("ttft_s", "tpot_s", "e2e_s", "inputs", "outputs"):
+            getattr(self, name).merge(getattr(other, name))
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def stats(self) -> ServingStats:
         """Everything so far."""

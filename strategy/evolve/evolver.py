@@ -173,6 +173,9 @@ class Evolver:
         self._generation += 1
         self._keep_scores_of(stages)
         step = _Step(incumbent, obs, stages, budget, stop)
+        unscored = self._score_incumbent(step)
+        if unscored:
+            return self._outcome(step, None, f"incumbent kept; {unscored}")
         self._score_parents(step, parents)
         reason = self._search(step)
         return self._decide(step, reason)
@@ -182,8 +185,25 @@ class Evolver:
         tasks = {stages.smoke, stages.full, *(task for _, task in stages.last)}
         self._scores = {key: e for key, e in self._scores.items() if key[1] in tasks}
 
+    def _score_incumbent(self, step: _Step) -> str:
+        """What all else is compared with; why that cannot be, or empty."""
+        incumbent, stages = step.incumbent, (("smoke", step.stages.smoke), ("full", step.stages.full))
+        self._archive.add(incumbent, _identity(incumbent.source), self._generation)
+        for stage, task in stages:
+            self._evaluate(step, [incumbent], stage, task)
+        return self._unscored(step, stages)
+
+    def _unscored(self, step: _Step, stages: Iterable[tuple[str, EvaluationTask]]) -> str:
+        """Why nothing can be compared with the incumbent in one of these stages; empty: it has scores."""
+        for stage, task in stages:
+            if self._score(step.incumbent, task) is None:
+                evaluation = self._scores[step.incumbent.digest, task]
+                death = f"{evaluation.death or Death.ERROR}: {evaluation.detail}"
+                return f"it has no score to compare with in the {stage} stage ({death})"
+        return ""
+
     def _score_parents(self, step: _Step, parents: Iterable[PolicySource]) -> None:
-        """The incumbent first; then parents and the population, as far as half of the budget goes."""
+        """Parents and the population, as far as half of the budget goes."""
         known = {step.incumbent.digest: step.incumbent}
         for policy in (*parents, *self._population):
             known.setdefault(policy.digest, policy)
@@ -191,8 +211,6 @@ class Evolver:
             identity = _identity(policy.source)
             self._seen.add(identity)
             self._archive.add(policy, identity, self._generation)
-        self._evaluate(step, [step.incumbent], "smoke", step.stages.smoke)
-        self._evaluate(step, [step.incumbent], "full", step.stages.full)
         others = [p for p in known.values() if p.digest != step.incumbent.digest]
         room = max(0, step.budget.evaluations // 2 - step.spent)
         fresh = [p for p in others if (p.digest, step.stages.full) not in self._scores]
@@ -292,11 +310,11 @@ class Evolver:
         best, ratio = None, 1.0
         step.finalists.sort(key=lambda m: (m.ratio, m.policy.digest))
         for finalist in step.finalists[: self._config.finalists]:
-            verdict = self._last_stages(step, finalist)
-            if verdict is None:
-                reason += "; no time left for the last stages"
+            hindrance = self._run_last_stages(step, finalist)
+            if hindrance:
+                reason += f"; {hindrance}"
                 break
-            ratio, failure = verdict
+            ratio, failure = self._verdict(step, finalist)
             if not failure:
                 best = finalist.policy
                 detail = f"promoted: {ratio:.3f} of the incumbent over all stages"
@@ -309,6 +327,9 @@ class Evolver:
         text = (
             f"{best.name}: {ratio:.3f} of the incumbent; {best.note}" if best else f"incumbent kept; {reason}"
         )
+        return self._outcome(step, best, text, ratio if best else 1.0)
+
+    def _outcome(self, step: _Step, best: PolicySource | None, text: str, ratio: float = 1.0) -> StepOutcome:
         _log.info("evolution step", generation=self._generation, evaluations=step.spent, outcome=text)
         return StepOutcome(
             best,
@@ -316,12 +337,12 @@ class Evolver:
             step.spent,
             step.candidates,
             dict(step.deaths),
-            ratio if best else 1.0,
+            ratio,
             self._generation,
         )
 
-    def _last_stages(self, step: _Step, finalist: _Member) -> tuple[float, str] | None:
-        """(mean ratio, why it failed or empty); None: there is no budget or time for it."""
+    def _run_last_stages(self, step: _Step, finalist: _Member) -> str:
+        """Evaluate a finalist and the incumbent in the last stages; what hinders it, or empty."""
         stages = step.stages.last
         need = [
             (policy, stage, task)
@@ -330,12 +351,17 @@ class Evolver:
             if (policy.digest, task) not in self._scores
         ]
         if step.spent + len(need) > step.budget.evaluations:
-            return None
+            return "no evaluations left for the last stages"
         if need and not self._has_time(step, [finalist.policy], *(task for _, _, task in need)):
-            return None
+            return "no time left for the last stages"
         for stage, task in stages:
             both = [p for p in (step.incumbent, finalist.policy) if (p.digest, task) not in self._scores]
             self._evaluate(step, both, stage, task)
+        return self._unscored(step, stages)
+
+    def _verdict(self, step: _Step, finalist: _Member) -> tuple[float, str]:
+        """(mean ratio over all stages from full on, why it is not promoted or empty)."""
+        stages = step.stages.last
         ratios: dict[str, list[float]] = {"full": [finalist.ratio]}
         for stage, task in stages:
             ratios.setdefault(stage, []).append(self._ratio(step, finalist.policy, task))
@@ -382,13 +408,10 @@ class Evolver:
         return self._clock() + needed_s < step.budget.deadline_s
 
     def _ratio(self, step: _Step, policy: PolicySource, task: EvaluationTask) -> float:
-        """Objective against the incumbent's on the same task; inf when the policy has no score, 0 when only
-        the incumbent has none."""
+        """Objective against the incumbent's on the same task; inf when one of them has no score."""
         mine, theirs = self._score(policy, task), self._score(step.incumbent, task)
-        if mine is None:
+        if mine is None or theirs is None:
             return float("inf")
-        if theirs is None:
-            return 0.0
         if theirs.objective <= 0.0:
             return 1.0 if mine.objective == theirs.objective else float("inf")
         return mine.objective / theirs.objective

@@ -18,19 +18,17 @@ def tune_constants(
     seed: int,
 ) -> PolicySource:
     """The policy with the constants of the least mean objective over the tasks, each relative to the policy
-    as it was; the policy itself when nothing better was found. At most `evaluations` evaluations are used,
+    as it was; the policy itself when nothing better was found, or when it has no score to compare with. At most `evaluations` evaluations are used,
     the policy's own included.
 
     Raises:
-        ValueError: no tasks, or the policy itself cannot be evaluated on them.
+        ValueError: no tasks.
     """
     if not tasks:
         raise ValueError("there are no tasks to tune on")
     base = _objectives(evaluator, [policy], tasks)[0]
-    if base is None:
-        raise ValueError(f"policy {policy.name} ({policy.digest}) has no score to start from")
     constants = find_constants(policy.source)
-    if not constants:
+    if base is None or not constants:
         return policy
     tuner = Tuner(constants, seed)
     best, least, spent = policy, 1.0, len(tasks)

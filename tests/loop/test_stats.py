@@ -32,6 +32,18 @@ def test_mean_is_exact_and_memory_is_bounded(data: list[float]) -> None:
     assert len(histogram._buckets) <= len(data)
 
 
+@given(values, values)
+def test_merging_counts_as_if_all_had_been_added_to_one(first: list[float], second: list[float]) -> None:
+    one, other, both = LogHistogram(), LogHistogram(), LogHistogram()
+    for histogram, data in ((one, first), (other, second), (both, first + second)):
+        for value in data:
+            histogram.add(value)
+    one.merge(other)
+    assert one.count == both.count
+    assert one.total == pytest.approx(both.total)
+    assert one.quantiles((0.1, 0.5, 0.99)) == both.quantiles((0.1, 0.5, 0.99))
+
+
 def test_quantiles_of_nothing_are_zero() -> None:
     assert LogHistogram().summary().p99 == 0.0
 

@@ -46,10 +46,10 @@ _MAX_REPLICAS, _MAX_DEVICES, _MAX_TEXT, _MAX_INT = 4096, 1024, 256, 2**31
 
 
 class SandboxedPolicy:
-    """A policy in a locked worker process. Implements BatchedPolicy.
+    """A policy in a locked worker process. Implements BatchedPolicy and RemotePolicy.
 
     The worker keeps the memo; what `should_replan` and `plan` left in it, and what `route` and `priority`
-    changed meanwhile, is brought into the caller's memo at each of these two calls. A worker that misses a
+    changed meanwhile, is brought into the caller's memo at each of these two calls, and by `sync`. A worker that misses a
     deadline or dies is replaced, and starts over from the caller's memo.
 
     Every decision may raise PolicyTimeout, PolicyCrashed, or PolicyError (PolicyRaisedError with the line
@@ -70,7 +70,8 @@ class SandboxedPolicy:
         self.kills = 0
         """Workers that had to be replaced."""
         self.solve_cpu_s = 0.0
-        """CPU seconds that the worker spent in `should_replan` and `plan`."""
+        """CPU seconds that the worker spent in `should_replan` and `plan`; where no answer came, the wall
+        seconds that were waited for it."""
         self.layers: tuple[str, ...] = ()
         """What holds the worker: rlimits, no_new_privs, landlock, seccomp, ... as far as the kernel has them."""
         self._source = policy.source
@@ -121,6 +122,12 @@ class SandboxedPolicy:
     ) -> tuple[int, float]:
         """(index, priority), in one crossing that carries only the views that changed since the last one."""
         return self._cross(wire.DISPATCH, request, replicas, memo)
+
+    def sync(self, memo: Memo) -> None:
+        """Bring into the memo what `route` and `priority` wrote since the last monitoring point. Nothing is
+        done when the worker is gone, works on another memo, or the caller changed this one: its word counts."""
+        if self._worker is not None and memo is self._memo and dict(memo) == self._mirror:
+            self._learn(self._report(wire.SYNC, b"", self.limits.should_replan_s).get("memo"), memo)
 
     def close(self) -> None:
         """End the worker; the policy answers no more."""
@@ -193,19 +200,27 @@ class SandboxedPolicy:
         observed = None if obs is self._obs else pickle.dumps(obs, protocol=5)
         body = marshal.dumps((dict(memo) if changed else None, observed, budget_s), _MARSHAL_VERSION)
         self._memo, self._obs = memo, obs
-        try:
-            if self._worker is None:
-                raise self._gone()
-            report = parse(self._worker.ask(kind, body, timeout_s))
-        except BaseException as fault:  # noqa: BLE001 - raised again
-            raise self._after(fault) from fault.__cause__
-        if not isinstance(report, dict):
-            raise PolicyError(f"the answer cannot be read: {report!r:.60}")
+        report = self._report(kind, body, timeout_s)
         self._learn(report.get("memo"), memo)
         spent = report.get("cpu_s")
         if spent.__class__ is float and 0.0 <= spent < timeout_s * 2:
             self.solve_cpu_s += spent
         return report.get("answer")
+
+    def _report(self, kind: int, body: bytes, timeout_s: float) -> dict[str, Any]:
+        """Ask for an answer in JSON. The wait for one that does not come is charged."""
+        began = time.monotonic()
+        try:
+            if self._worker is None:
+                raise self._gone()
+            report = parse(self._worker.ask(kind, body, timeout_s))
+        except BaseException as fault:  # noqa: BLE001 - raised again
+            if isinstance(fault, PolicyTimeout | PolicyCrashed):
+                self.solve_cpu_s += min(time.monotonic() - began, timeout_s)
+            raise self._after(fault) from fault.__cause__
+        if not isinstance(report, dict):
+            raise PolicyError(f"the answer cannot be read: {report!r:.60}")
+        return report
 
     def _news(self, memo: Memo) -> dict[str, float] | None:
         """The memo, if the worker does not have it."""

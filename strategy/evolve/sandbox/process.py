@@ -53,6 +53,9 @@ class PolicyRaisedError(PolicyError):
         self.kind = kind
         self.line = line
 
+    def __reduce__(self) -> tuple[type[PolicyRaisedError], tuple[str, str, int]]:
+        return type(self), (str(self), self.kind, self.line)
+
 
 class WorkerProcess:
     """One locked process. Its methods raise PolicyTimeout, PolicyCrashed and PolicyError; after the first

@@ -37,6 +37,8 @@ class Decisions:
             return self._priority(body)
         if kind == wire.LOAD:
             return self._load(body)
+        if kind == wire.SYNC:
+            return self._reply(None, 0.0)
         return self._monitoring_point(kind, body)
 
     def _load(self, body: bytes) -> bytes:

@@ -9,6 +9,7 @@ worker is the side that is not trusted, so its replies are read with `struct` an
 | LOAD | marshalled (name, source) | empty |
 | SHOULD_REPLAN | marshalled (memo, pickled Observation) | JSON: answer, memo, cpu_s |
 | PLAN | marshalled (memo, pickled Observation, budget_s) | JSON: plan, memo, cpu_s |
+| SYNC | empty | JSON: memo |
 | DISPATCH, ROUTE | marshalled (memo, request, changed, views) | `struct`: index, priority |
 | PRIORITY | marshalled (memo, request, view) | `struct`: index, priority |
 | CALL | the caller's bytes | the entry's bytes |
@@ -21,7 +22,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-SETUP, LOAD, SHOULD_REPLAN, PLAN, DISPATCH, ROUTE, PRIORITY, CALL = range(8)
+SETUP, LOAD, SHOULD_REPLAN, PLAN, DISPATCH, ROUTE, PRIORITY, CALL, SYNC = range(9)
 OK, FAILED = 0, 1
 """First byte of a reply; FAILED is followed by JSON: type, message, line."""
 
