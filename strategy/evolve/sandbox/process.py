@@ -122,7 +122,8 @@ class WorkerProcess:
 
     def send(self, kind: int, body: bytes, deadline: float) -> None:
         """Hand over one request; `deadline` on `time.monotonic`."""
-        if kind != wire.SETUP and self.readable.poll(0):
+        if kind != wire.SETUP and self.readable.poll(0):  # it has spoken, or its end of the pipe is closed
+            self.read_now(0)
             raise PolicyCrashed("the worker broke the protocol: it spoke without being asked")
         data: memoryview | bytes = wire.REQUEST_HEAD.pack(len(body) + 1, kind) + body
         while data:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from execution.twin import PolicyAnswerError, WorldParameters
 from loop.contracts import (
@@ -17,6 +19,7 @@ from loop.contracts import (
     RequestView,
     Role,
 )
+from tests.execution.twin.audit import audit
 from tests.execution.twin.doubles import (
     BASE_S,
     PER_PROMPT_TOKEN_S,
@@ -27,6 +30,7 @@ from tests.execution.twin.doubles import (
     request,
     spec,
 )
+from tests.execution.twin.scenarios import PLANS, Scenario, scenarios
 from tests.execution.twin.test_scheduling import decode_s
 
 
@@ -321,6 +325,61 @@ def test_close_loses_what_is_left() -> None:
     bench.twin.run_until(start_s + 1.0)
     bench.twin.close()
     assert bench.finishes() == {0: Finish.OK, 1: Finish.LOST, 2: Finish.LOST}
+
+
+def test_after_close_replicas_load_and_drain_and_serve_what_comes() -> None:
+    bench = Bench().serving(spec("d0", seqs=2), spec("d1"))
+    twin, start_s = bench.twin, bench.twin.now_s
+    hashes = tuple(range(8))
+    twin.submit([request(i, start_s, 512, 500, hashes=hashes) for i in range(6)])
+    twin.run_until(start_s + 1.0)
+    twin.apply(Plan((spec("d0", "d2"), spec("d1"))))  # d0 drains, and then loads together with d2
+    twin.submit([request(9, start_s + 1.0, 10, 3, model="other")])  # nobody serves it
+    twin.run_until(start_s + 1.5)
+    twin.close()
+    audit(twin)
+    assert set(bench.finishes().values()) == {Finish.LOST}
+    assert len(bench.records) == 7
+    assert [(b.waiting, b.running) for b in twin.snapshot().backlog] == [(0, 0)] * 3
+    assert twin.meter.busy == 0
+    assert all((v.running, v.waiting, v.kv_tokens, v.outstanding_tokens) == (0, 0, 0, 0.0)
+               for v in twin.snapshot().replicas)  # fmt: skip
+    loading, serving = twin.snapshot().replicas
+    assert (loading.ready_in_s, serving.ready_in_s) == (5.0, 0.0)  # the drained one let go of d0
+    twin.submit([request(20 + i, start_s + 1.5, 512, 50, hashes=hashes) for i in range(4)])
+    assert twin.run_until_idle(1e9)
+    audit(twin)
+    served = {r.id: (r.finish, r.replica) for r in bench.records[7:]}
+    assert served == {20 + i: (Finish.OK, (1, 2)[i % 2]) for i in range(4)}
+    assert twin.snapshot().replicas[0].ready_in_s == 0.0
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(scenarios(), st.integers(1, 60))
+def test_close_at_any_time_leaves_a_whole_cluster(scenario: Scenario, tick: int) -> None:
+    bench = Bench(leap=bool(tick % 2), kv_capacity_tokens=scenario.kv_capacity_tokens, start_s=0.3)
+    twin = bench.twin
+    twin.submit(scenario.requests)
+    first, last = scenario.plans[0], scenario.plans[-1]
+    twin.apply(Plan(PLANS[first[1]]))
+    twin.run_until(tick * 0.0731)
+    twin.apply(Plan(PLANS[last[1]]))
+    twin.run_until(tick * 0.0731 + 0.05)
+    twin.close()
+    audit(twin)
+    assert sorted(r.id for r in bench.records) == [r.id for r in scenario.requests]
+    assert twin.meter.busy == twin.meter.pending == 0
+    assert len(twin._deployment.replicas) == len(PLANS[last[1]]), "nobody drains any more"
+    at_s = max(twin.now_s, scenario.requests[-1].arrival_s)
+    twin.run_until(at_s + 0.4)
+    assert all(v.ready_in_s == 0.0 for v in twin.snapshot().replicas)
+    again = [request(1000 + i, at_s + 0.4, 30, 5) for i in range(5)]
+    twin.submit(again)
+    assert twin.run_until_idle(1e9) is bool(PLANS[last[1]])
+    audit(twin)
+    fine = {r.id for r in bench.records if r.finish is Finish.OK}
+    assert {r.id for r in again if PLANS[last[1]]} <= fine
+    assert twin.meter.busy == 0
 
 
 def test_predictions_follow_what_has_finished() -> None:

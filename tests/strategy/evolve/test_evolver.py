@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import pytest
@@ -47,17 +48,20 @@ def run(
 
 
 def test_finds_a_better_policy_and_knows_its_ancestors() -> None:
-    archive, evaluator = Archive(), SyntheticEvaluator()
-    evolver = Evolver(BuiltinSynthesiser(seed=1), evaluator, archive)
-    incumbent = knobs()
-    for _ in range(3):
-        outcome = evolver.step(incumbent, (), None, STAGES, Budget(80, ENDLESS))
-        assert outcome.evaluations <= 80
-        incumbent = outcome.best or incumbent
-    assert distance(incumbent) < 0.5 * distance(knobs())
-    assert archive.lineage(incumbent.digest)[-1].digest == knobs().digest
-    promoted = [o for o in archive.outcomes(incumbent.digest) if o.death is None]
-    assert len(promoted) == 1
+    left = []
+    for seed in (1, 2, 3):
+        archive = Archive()
+        evolver = Evolver(BuiltinSynthesiser(seed), SyntheticEvaluator(), archive)
+        incumbent = knobs()
+        for _ in range(3):
+            outcome = evolver.step(incumbent, (), None, STAGES, Budget(80, ENDLESS))
+            assert outcome.evaluations <= 80
+            incumbent = outcome.best or incumbent
+        left.append(distance(incumbent) / distance(knobs()))
+        assert archive.lineage(incumbent.digest)[-1].digest == knobs().digest
+        promoted = [o for o in archive.outcomes(incumbent.digest) if o.death is None]
+        assert len(promoted) == 1
+    assert statistics.median(left) < 0.5, left  # one search in twenty-odd gets stuck
 
 
 def test_same_seed_same_evolution() -> None:
@@ -202,15 +206,43 @@ def test_parents_are_ranked_and_can_be_promoted_themselves() -> None:
     assert outcome.ratio < 1.0
 
 
-def test_an_incumbent_that_fails_is_replaced_by_what_works() -> None:
-    works = knobs(weight=50.0)
+@pytest.mark.parametrize(
+    ("window", "world", "stage"), [(0, 0, "smoke"), (2, 0, "full"), (3, 0, "held_out"), (2, 2, "perturbed")]
+)
+def test_nothing_is_promoted_over_an_incumbent_without_a_score(window: int, world: int, stage: str) -> None:
+    works = knobs(weight=4.0)
 
     def judge(policy: PolicySource, at: int, in_world: int) -> float:
-        if policy.digest == knobs().digest:
+        if policy.digest == knobs().digest and (at, in_world) == (window, world):
             raise TimeoutError
-        return 50.0
+        return 10.0 + distance(policy)
 
-    assert run(Scripted([works]), SyntheticEvaluator(judge)).best == works
+    archive, parent = Archive(), knobs(weight=5.0)
+    evolver = Evolver(Scripted([works]), SyntheticEvaluator(judge), archive)
+    outcome = evolver.step(knobs(), (parent,), None, STAGES, Budget(200, ENDLESS))
+    assert outcome.best is None
+    assert f"no score to compare with in the {stage} stage (timeout: too slow)" in outcome.reason
+    assert outcome.deaths == {}
+    assert archive.outcomes(works.digest) == []
+
+
+def test_a_step_without_comparison_keeps_the_population() -> None:
+    slow = False
+
+    def judge(policy: PolicySource, at: int, in_world: int) -> float:
+        if slow and policy.digest == knobs().digest:
+            raise TimeoutError
+        return 10.0 + distance(policy)
+
+    better = knobs(weight=4.0)
+    evolver = Evolver(Scripted([better]), SyntheticEvaluator(judge), Archive())
+    evolver.step(knobs(), (), None, STAGES, Budget(200, ENDLESS))
+    kept = evolver.population
+    assert better in kept
+    slow = True
+    evolver.forget_scores()
+    assert evolver.step(knobs(), (), None, STAGES, Budget(200, ENDLESS)).evaluations == 2
+    assert evolver.population == kept
 
 
 def test_an_interrupt_leaves_a_whole_archive() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from loop.contracts import (
     PolicyFault,
     PolicySource,
     PolicyTimeout,
+    RemotePolicy,
     ReplicaSpec,
     RequestView,
     Role,
@@ -252,6 +254,15 @@ def test_a_killed_worker_is_noticed_and_replaced(supply: WorkerSupply) -> None:
         assert boxed.dispatch(REQUEST, [replica()], Memo()) == (0, 2.5)
 
 
+def test_a_worker_known_to_be_dead_is_not_accused_of_speaking(supply: WorkerSupply) -> None:
+    with SandboxedPolicy(policy(), supply=supply) as boxed:
+        os.kill(boxed.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, boxed.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(PolicyCrashed, match="killed by SIGKILL"):
+            boxed.dispatch(REQUEST, [replica()], Memo())
+        assert boxed.dispatch(REQUEST, [replica()], Memo()) == (0, 2.5)
+
+
 def test_a_worker_that_exits_is_replaced(supply: WorkerSupply) -> None:
     with SandboxedPolicy(policy(should_replan="os._exit(0)"), supply=supply) as boxed:
         with pytest.raises(PolicyCrashed, match="exit code 0"):
@@ -311,6 +322,33 @@ def test_the_memo_is_kept_in_step(supply: WorkerSupply) -> None:
         assert other == {"asked": 1.0, "routed": 1.0}
 
 
+def test_sync_brings_back_what_route_wrote(supply: WorkerSupply) -> None:
+    source = policy(
+        should_replan="return memo.get('routed', 0) > 1",
+        route="memo['routed'] = memo.get('routed', 0) + 1\nreturn 0",
+    )
+    memo = Memo()
+    with SandboxedPolicy(source, supply=supply) as boxed:
+        assert isinstance(boxed, RemotePolicy)
+        boxed.sync(memo)  # the worker has never seen it
+        assert memo == {}
+        boxed.dispatch(REQUEST, [replica()], memo)
+        other = Memo()
+        boxed.sync(other)
+        assert (memo, other) == ({}, {})
+        boxed.sync(memo)
+        assert memo == {"routed": 1.0}
+        boxed.dispatch(REQUEST, [replica()], memo)
+        assert boxed.should_replan(observation(), memo) is True
+        boxed.dispatch(REQUEST, [replica()], memo)
+        memo["routed"] = 0.0
+        boxed.sync(memo)
+        assert memo == {"routed": 0.0}  # the caller's word counts, for both
+        assert boxed.should_replan(observation(), memo) is False
+    boxed.sync(memo)  # no worker any more
+    assert memo == {"routed": 0.0}
+
+
 def test_a_memo_that_is_none_is_refused(supply: WorkerSupply) -> None:
     source = policy(should_replan="dict.__setitem__(memo, 'x', float('inf'))\nreturn True")
     memo = Memo(y=1.0)
@@ -332,6 +370,24 @@ def test_plans_come_back_whole(supply: WorkerSupply) -> None:
         expected = ReplicaSpec("tiny", ("n00/0", "n00/1"), 2, 1, Role.DECODE, 64, 512)
         assert boxed.plan(observation(), 1.0, Memo()) == Plan((expected,), "why")
         assert boxed.solve_cpu_s > 0.0
+
+
+@pytest.mark.parametrize(("body", "least_s"), [(ENDLESS, 0.4), ("os._exit(0)", 0.0)])
+def test_waiting_for_a_plan_that_never_comes_is_charged(
+    supply: WorkerSupply, body: str, least_s: float
+) -> None:
+    limits = replace(LIMITS, plan_grace_s=0.1)
+    with SandboxedPolicy(policy(plan=body), limits, supply=supply) as boxed:
+        with pytest.raises((PolicyTimeout, PolicyCrashed)):
+            boxed.plan(observation(), 0.3, Memo())
+        assert least_s <= boxed.solve_cpu_s <= 0.4
+        assert boxed.solve_cpu_s > 0.0
+
+
+def test_a_fault_survives_pickling() -> None:
+    fault = PolicyRaisedError("it broke (line 7)", "ValueError", 7)
+    copy = pickle.loads(pickle.dumps(fault))  # noqa: S301
+    assert (type(copy), str(copy), copy.kind, copy.line) == (type(fault), str(fault), "ValueError", 7)
 
 
 def test_sharing_a_cpu_is_undone() -> None:

@@ -132,6 +132,65 @@ def test_the_better_operator_is_used_more() -> None:
     assert counts["last"] / 20 > counts["first"] / 4
 
 
+def made_by(operator: str, count: int, seed: int = 3) -> tuple[BuiltinSynthesiser, list[PolicySource]]:
+    """Candidates of one operator alone."""
+    synthesiser = BuiltinSynthesiser(seed)
+    for name in [name for name in synthesiser._records if name != operator]:
+        del synthesiser._records[name]
+    return synthesiser, synthesiser.ask(parents()[:1], None, count)
+
+
+def test_step_constant_moves_one_constant_within_its_range() -> None:
+    parent = parents()[0].policy
+    before = {c.name: c for c in find_constants(parent.source)}
+    _, found = made_by("step-constant", 12)
+    assert len(found) == 12
+    moved = set()
+    for candidate in found:
+        assert skeleton(candidate.source) == skeleton(parent.source)
+        (constant,) = [c for c in find_constants(candidate.source) if c.value != before[c.name].value]
+        was = before[constant.name]
+        assert was.low <= constant.value <= was.high
+        step = abs(was.to_unit(constant.value) - was.to_unit(was.value))
+        assert 0.0 < step < 0.36  # a third, and what rounding adds
+        assert candidate.note == f"moved {was.name} {was.value:g} -> {constant.value:g}"
+        moved.add((was.name, constant.value > was.value))
+    assert {up for _, up in moved} == {True, False}
+    assert len({name for name, _ in moved}) > 1
+    no_constants = make_source("def should_replan(obs, memo):\n    return False\n")
+    assert BuiltinSynthesiser(seed=1)._stepped(no_constants) is None
+
+
+def test_swap_pair_swaps_trigger_and_planner_and_leaves_the_rest() -> None:
+    parent = take_apart(parents()[0].policy.source)
+    _, found = made_by("swap-pair", 12)
+    assert len(found) == 12
+    for candidate in found:
+        parts = take_apart(candidate.source)
+        for function in ("route", "priority"):
+            assert parts.functions[function] == parent.functions[function]
+        for function in ("should_replan", "plan"):
+            texts = [graft(parent, i.parts, function).functions[function] for i in catalogue()
+                     if i.function == function]  # fmt: skip
+            assert ast.dump(ast.parse(parts.functions[function])) in {ast.dump(ast.parse(t)) for t in texts}
+        assert candidate.note.startswith("should_replan: ")
+        assert "; plan: " in candidate.note
+
+
+def test_an_idiom_that_paid_is_swapped_in_more_often() -> None:
+    synthesiser, found = made_by("swap-idiom", 5)
+    swaps = {c.digest: synthesiser._swaps[c.digest] for c in found}
+    good, bad = found[0], next(c for c in found if swaps[c.digest] != swaps[found[0].digest])
+    for candidate, objective in ((good, 50.0), (bad, 200.0)):
+        synthesiser.tell(candidate, Evaluation(candidate.digest, score_of([objective])), 100.0)
+    records = synthesiser._idiom_records
+    won, lost = records[swaps[good.digest]], records[swaps[bad.digest]]
+    assert (won.tried, won.won, lost.tried, lost.won) == (1, 1.0, 1, 0.0)
+    untried = next(r for key, r in records.items() if key not in swaps.values())
+    assert won.weight > untried.weight > lost.weight > 0.0
+    assert good.digest not in synthesiser._swaps, "told once, counted once"
+
+
 def test_failures_are_taken_in() -> None:
     synthesiser = BuiltinSynthesiser(seed=2)
     for candidate in synthesiser.ask(parents(), None, 12):
@@ -275,6 +334,17 @@ def test_tune_constants_improves_within_its_budget() -> None:
     assert tune_constants(knobs(), SyntheticEvaluator(), tasks, 3, 1) == knobs()
     with pytest.raises(ValueError, match="no tasks"):
         tune_constants(knobs(), evaluator, [], 9, 1)
+
+
+def test_a_policy_without_a_score_is_not_tuned() -> None:
+    def judge(policy: PolicySource, window: int, world: int) -> float:
+        if policy == knobs():
+            raise TimeoutError
+        return 1.0
+
+    evaluator = SyntheticEvaluator(judge)
+    assert tune_constants(knobs(), evaluator, [EvaluationTask((0,))], evaluations=50, seed=1) == knobs()
+    assert len(evaluator.jobs) == 1
 
 
 # Random programs.
