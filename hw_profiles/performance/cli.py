@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -32,12 +33,11 @@ def calibrate(
         _fail(f"--date: {date!r} is not of the form YYYY-MM-DD")
     if not data_dir.is_dir():
         _fail(f"no such directory: {data_dir}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of fitting, not after
-    except FileExistsError:
+    if out is not None and out.exists() and not out.is_dir():
         _fail(f"--out: {out} is not a directory")
-    except OSError as error:
-        _fail(f"--out: {target.parent} cannot be written: {error.strerror}")
+    nearest = next(p for p in (target.parent, *target.parent.absolute().parents) if p.exists())
+    if not os.access(nearest, os.W_OK):  # before the minutes of fitting, not after
+        _fail(f"--out: {nearest} cannot be written")
     try:
         coefficients = run_calibration(
             data_dir, date=noted.isoformat(), say=lambda line: typer.echo(line, err=True)

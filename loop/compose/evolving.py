@@ -38,7 +38,7 @@ class EvolutionConfig:
     """Past windows in the full stage."""
     watched_windows: int = 3
     """A promoted policy is compared with its predecessors on so many of the windows that it has served."""
-    regret: float = 0.005
+    regret: float = 0.02
     """It is taken back when a predecessor would have saved more than this share."""
     margin: float = 0.015
     """What a candidate must win by over all stages of its proof."""
@@ -191,11 +191,11 @@ class Evolution:
         self, incumbent: PolicySource, past: Sequence[PastWindow]
     ) -> tuple[PolicySource, str, float] | None:
         """A policy that served before and would have done better on the windows that the incumbent has served
-        since; None: the incumbent keeps its promise.
+        since, two at least; None: the incumbent keeps its promise.
         """
         since = [p.window.index for p in past if p.result.policy == incumbent.digest]
         before = {p.digest: p for p in (self.served[0], *self.served[-3:-1]) if p.digest != incumbent.digest}
-        if not since or not before:
+        if len(since) < 2 or not before:
             return None
         tasks = [
             EvaluationTask(tuple(since[-self._config.watched_windows :]), world)

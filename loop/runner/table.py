@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -58,7 +59,9 @@ def live_table(title: str, rows: Mapping[str, Progress], footer: str) -> Rendera
 
 def final_table(result: ExperimentResult, width: int = 140) -> Table:
     """Every system against the evolving one; below 130 columns the lesser figures are left out."""
-    wide = width >= 130
+    hidden = set() if width >= 130 else set(_LESSER)
+    if any(s.run.faults.total for s in result.systems):
+        hidden.discard("faults")
     ours = result.system(SystemKind.EVOLVING)
     table = Table(
         title=f"{result.title}: total execution time and its parts ({result.requests:,} requests, "
@@ -78,10 +81,10 @@ def final_table(result: ExperimentResult, width: int = 140) -> Table:
         ("device-h", "right"),
         ("kJ/req", "right"),
         ("faults", "right"),
-        ("evolving saves", "right"),
+        ("saved", "right"),
     ):
-        if wide or name not in _LESSER:
-            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        if name not in hidden:
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for s in sorted(result.systems, key=lambda s: -s.run.total_execution_time_s):
         r = s.run
         versus = ""
@@ -90,7 +93,7 @@ def final_table(result: ExperimentResult, width: int = 140) -> Table:
         requests = r.stats.finished + r.stats.rejected + r.stats.lost
         unserved = r.stats.rejected + r.stats.lost
         cells = {
-            "system": s.name + (f" [red]({unserved} not served)[/red]" if unserved else ""),
+            "system": escape(s.name) + (f" [red]({unserved} not served)[/red]" if unserved else ""),
             "total s": f"{r.total_execution_time_s:,.1f}",
             "serving": f"{r.serving_s:,.1f}",
             "solve": f"{r.solve_s:,.2f}",
@@ -101,11 +104,18 @@ def final_table(result: ExperimentResult, width: int = 140) -> Table:
             "device-h": f"{r.resources.device_s / 3600:,.1f}",
             "kJ/req": f"{r.resources.joules / max(1, requests) / 1e3:,.2f}",
             "faults": str(r.faults.total) if r.faults.total else "-",
-            "evolving saves": versus,
+            "saved": versus,
         }
-        shown = [text for name, text in cells.items() if wide or name not in _LESSER]
+        shown = [text for name, text in cells.items() if name not in hidden]
         table.add_row(*shown, style=_STYLE[s.kind])
     return table
+
+
+def _versus(saved: float) -> str:
+    """How the evolving system compares, in words that go before the other's name."""
+    if abs(saved) < 0.0005:
+        return "the same as"
+    return f"{abs(saved):.1%} {'less' if saved > 0 else 'more'} than"
 
 
 def headline(result: ExperimentResult) -> str:
@@ -118,13 +128,11 @@ def headline(result: ExperimentResult) -> str:
     best = min(rivals, key=lambda s: s.run.total_execution_time_s)
     mean = sum(savings.values()) / len(savings)
     top = max(savings, key=lambda name: savings[name])
-    against_best = savings[best.name]
-    word = "less" if against_best >= 0 else "more"
-    text = (
-        f"The evolving system took {ours.run.total_execution_time_s:,.1f} s: {abs(against_best):.1%} {word} "
-        f"than the best of {len(rivals)} rivals ({best.name}), {mean:.1%} less on average, "
-        f"{savings[top]:.1%} less than {top}."
-    )
+    text = f"The evolving system took {ours.run.total_execution_time_s:,.1f} s: "
+    text += f"{_versus(savings[best.name])} the best of {len(rivals)} rivals ({best.name})"
+    if len(rivals) > 1:
+        text += f", {_versus(mean)} them on average, {_versus(savings[top])} {top}"
+    text += "."
     oracle = result.system(SystemKind.ORACLE)
     if oracle is not None:
         gap = ours.run.total_execution_time_s / oracle.run.total_execution_time_s - 1

@@ -71,7 +71,7 @@ def test_the_table_and_the_headline_compare_with_rivals_but_not_with_the_oracle(
     assert [round(saving(ours, s), 3) for s in outcome.rivals] == [0.5, 0.2]
     text = headline(outcome)
     assert "20.0% less than the best of 2 rivals (fast)" in text
-    assert "35.0% less on average" in text
+    assert "35.0% less than them on average" in text
     assert "25.0% away" in text
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(final_table(outcome))
