@@ -74,7 +74,7 @@ class GuardedPolicy:
 
     def sync(self, memo: Memo) -> None:
         """Bring the memo of a policy in another process up to date."""
-        if isinstance(self._policy, RemotePolicy) and hasattr(self._policy, "sync"):
+        if isinstance(self._policy, RemotePolicy):
             try:
                 self._policy.sync(memo)
             except PolicyFault as error:

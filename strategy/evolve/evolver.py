@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import log, sqrt
+from statistics import fmean, stdev
 
 import structlog
 
@@ -45,6 +47,9 @@ class EvolverConfig:
     """What a candidate must win by, in the full stage and over all stages together."""
     worst_window: float = 1.5
     """A candidate with a window whose objective is so many times the incumbent's is not promoted."""
+    confidence: float = 1.5
+    """Standard errors by which the mean log ratio over all windows of the proof must lie below zero: the best
+    of many candidates looks better than it is."""
     finalists: int = 3
     """Winners of the full stage that may try the last stages, the best first."""
     safety: float = 1.5
@@ -373,6 +378,9 @@ class Evolver:
                 return mean, f"won the full stage with {finalist.ratio:.3f}, but {value:.3f} in {stage}"
         if mean > 1.0 - self._config.margin:
             return mean, f"{mean:.3f} of the incumbent over all stages is within the margin"
+        doubt = self._doubt(step, finalist.policy)
+        if doubt:
+            return mean, doubt
         worst = max(self._slowest_window(step, finalist.policy, task) for _, task in self._proofs(step))
         if worst > self._config.worst_window:
             return mean, f"one window is {worst:.2f} times as bad as the incumbent's"
@@ -416,13 +424,29 @@ class Evolver:
             return 1.0 if mine.objective == theirs.objective else float("inf")
         return mine.objective / theirs.objective
 
-    def _slowest_window(self, step: _Step, policy: PolicySource, task: EvaluationTask) -> float:
-        """The largest ratio of the objective of a window, paired with the incumbent's."""
+    def _doubt(self, step: _Step, policy: PolicySource) -> str:
+        """Why the windows of the proof, paired with the incumbent's, do not prove it; empty: they do."""
+        logs = [log(r) for _, task in self._proofs(step) for r in self._window_ratios(step, policy, task)]
+        if len(logs) < 2:
+            return ""
+        mean = fmean(logs)
+        error = stdev(logs) / sqrt(len(logs))
+        if mean + self._config.confidence * error < 0.0:
+            return ""
+        return (
+            f"a gain of {-mean:.1%} with a standard error of {error:.1%} over {len(logs)} windows is no proof"
+        )
+
+    def _window_ratios(self, step: _Step, policy: PolicySource, task: EvaluationTask) -> list[float]:
+        """Objective of each window against the incumbent's on the same window."""
         mine, theirs = self._score(policy, task), self._score(step.incumbent, task)
         if mine is None or theirs is None:
-            return 0.0
-        pairs = zip(mine.per_window, theirs.per_window, strict=False)
-        return max((m / t for m, t in pairs if t > 0), default=0.0)
+            return []
+        return [m / t for m, t in zip(mine.per_window, theirs.per_window, strict=False) if t > 0 and m > 0]
+
+    def _slowest_window(self, step: _Step, policy: PolicySource, task: EvaluationTask) -> float:
+        """The largest ratio of the objective of a window, paired with the incumbent's."""
+        return max(self._window_ratios(step, policy, task), default=0.0)
 
     def _faults_more(self, step: _Step, score: Score | None, task: EvaluationTask) -> bool:
         theirs = self._score(step.incumbent, task)

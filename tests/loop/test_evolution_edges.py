@@ -146,6 +146,7 @@ def test_the_journaled_memo_holds_what_route_left_in_it_across_the_sandbox() -> 
         first_tick(policy, memo)
         for _ in range(3):
             policy.dispatch(request_view(), (replica_view(), replica_view(id=1)), memo)
+        policy.sync(memo)  # as the controller does
         before = dict(memo)  # what the controller journals as `memo_before` of the next tick
         policy.should_replan(observation(tick=1), memo)
     assert before == pytest.approx({"n": 3.0})

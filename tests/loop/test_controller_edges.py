@@ -117,10 +117,10 @@ def test_a_window_that_was_given_up_leaves_a_data_plane_that_still_serves() -> N
             return Plan(full.replicas[4:8] if obs.tick else full.replicas[:4])
 
     # window 1 ends while replicas drain and load; later ones are small enough
-    cut = [*windows(2, 400), *windows(4, 20)[2:]]
+    cut = [*windows(2, 400), *windows(16, 20)[2:]]  # loading takes some ten windows of 3 s
     result = run(Shrink(), cut, config=config(stuck_after_s=3.0), solve_clock=Clock(0.3))
     assert result.windows[1].stats.lost > 0
-    assert result.windows[3].stats.lost == 0
+    assert all(w.stats.lost == 0 for w in result.windows[13:])
 
 
 def test_giving_up_on_requests_never_lowers_the_objective() -> None:
