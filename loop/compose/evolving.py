@@ -23,7 +23,7 @@ from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
 from strategy.evolve.synthesise.builtin import BuiltinSynthesiser, random_program
 from strategy.evolve.tuning import tune_constants
 
-DEFAULT_EVALUATIONS = 32
+DEFAULT_EVALUATIONS = 24
 
 
 @dataclass(frozen=True, slots=True)
