@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import html
 import os
+import statistics
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -57,8 +58,8 @@ def render(result: ExperimentResult) -> str:
         (
             "Window by window",
             _per_window(result),
-            "Time to serve each window, all its costs included. Marks show what the world did; "
-            "green lines show where a new policy took over.",
+            "Time of each window, all its costs included, against the median of the rivals (1.0): lower is "
+            "better. Marks show what the world did; green lines show where a new policy took over.",
         ),
         ("What the world asked for", _demand(result), "Requests of each window, and how long they were."),
         (
@@ -140,6 +141,7 @@ def _label(system: SystemResult) -> str:
 def _per_window(result: ExperimentResult) -> go.Figure:
     figure = go.Figure()
     muted = iter(_MUTED * 3)
+    middle = _median_of_rivals(result)
     for s in result.systems:
         ours = s.kind is SystemKind.EVOLVING
         line = {"color": _OURS, "width": 4} if ours else {"color": next(muted), "width": 1.5}
@@ -147,7 +149,9 @@ def _per_window(result: ExperimentResult) -> go.Figure:
             line = {"color": "#475569", "width": 2, "dash": "dot"}
         figure.add_scatter(
             x=[w.index for w in s.run.windows],
-            y=[w.total_s for w in s.run.windows],
+            y=[w.total_s / m for w, m in zip(s.run.windows, middle, strict=False)],
+            customdata=[w.total_s for w in s.run.windows],
+            hovertemplate="window %{x}: %{customdata:.1f} s, %{y:.2f} of the median rival",
             mode="lines+markers" if ours else "lines",
             name=s.name,
             line=line,
@@ -167,8 +171,15 @@ def _per_window(result: ExperimentResult) -> go.Figure:
             )
     figure.update_layout(**_LAYOUT, height=430)
     figure.update_xaxes(title="window", dtick=1)
-    figure.update_yaxes(title="seconds", rangemode="tozero")
+    figure.update_yaxes(title="time / median rival", range=[0.5, 1.7])
     return figure
+
+
+def _median_of_rivals(result: ExperimentResult) -> list[float]:
+    """Per window the median time of the rivals; of all systems when there are none."""
+    systems = result.rivals or result.systems
+    columns = zip(*([w.total_s for w in s.run.windows] for s in systems), strict=False)
+    return [statistics.median(column) or 1.0 for column in columns]
 
 
 def _demand(result: ExperimentResult) -> go.Figure:
