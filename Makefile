@@ -27,7 +27,7 @@ run: $(STAMP)  ## Replay a volatile day and watch the policy rewrite itself (abo
 	@$(BIN)/autopoiesis loop replay --out $(OUT)
 
 test: lint types arrows  ## All checks and tests, slow ones included
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not gpu"
 
 unit: $(STAMP)  ## The fast tests only
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from loop.contracts import Memo, Observation, Plan, PolicySource, ReplicaView, RequestView
 
@@ -32,41 +33,30 @@ def summary_of(source: str) -> str:
 
 
 class ModulePolicy:
-    """A policy whose module is executed in this process: only for code that is trusted.
+    """A policy that is an imported module: only for code of this package, which is trusted.
 
     Raises:
-        PolicyModuleError: the source does not compile, fails on import, or lacks one of the four functions.
+        PolicyModuleError: the module lacks one of the four functions.
     """
 
-    def __init__(self, name: str, source: str, where: str | None = None) -> None:
+    def __init__(self, name: str, module: ModuleType, source: str) -> None:
         self.name = name
         self.source = source
         self.digest = digest_of(source)
-        namespace = _execute(source, where or f"<policy {name}>")
-        functions = {function: namespace.get(function) for function in FUNCTIONS}
-        missing = [function for function, value in functions.items() if not callable(value)]
+        missing = [function for function in FUNCTIONS if not callable(getattr(module, function, None))]
         if missing:
-            raise PolicyModuleError(f"policy {where or name} does not define {', '.join(missing)}()")
-        self._should_replan: Callable[..., bool] = namespace["should_replan"]
-        self._plan: Callable[..., Plan] = namespace["plan"]
+            raise PolicyModuleError(f"policy {name} does not define {', '.join(missing)}()")
+        self._should_replan: Callable[..., bool] = module.should_replan
+        self._plan: Callable[..., Plan] = module.plan
         # bound as attributes: the data plane calls these two for every request
-        self.route: Callable[[RequestView, Sequence[ReplicaView], Memo], int] = namespace["route"]
-        self.priority: Callable[[RequestView, ReplicaView, Memo], float] = namespace["priority"]
+        self.route: Callable[[RequestView, Sequence[ReplicaView], Memo], int] = module.route
+        self.priority: Callable[[RequestView, ReplicaView, Memo], float] = module.priority
 
     @classmethod
-    def from_file(cls, path: str | Path, name: str | None = None) -> ModulePolicy:
-        """Load a policy from a Python file; its name is the file's unless given."""
-        path = Path(path)
-        try:
-            source = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PolicyModuleError(f"cannot read policy {path}: {error}") from error
-        return cls(name or path.stem, source, str(path))
-
-    @classmethod
-    def from_source(cls, policy: PolicySource) -> ModulePolicy:
-        """Load a policy value."""
-        return cls(policy.name, policy.source)
+    def imported(cls, dotted: str) -> ModulePolicy:
+        """Import a module by its dotted name; the policy is named by the last part."""
+        module = importlib.import_module(dotted)
+        return cls(dotted.rpartition(".")[2], module, inspect.getsource(module))
 
     def as_source(self) -> PolicySource:
         """The policy as a value, e.g. as a seed of evolution."""
@@ -82,15 +72,3 @@ class ModulePolicy:
 
     def __repr__(self) -> str:
         return f"ModulePolicy({self.name!r}, {self.digest})"
-
-
-def _execute(source: str, where: str) -> dict[str, Any]:
-    """The namespace of a policy module after its import."""
-    namespace: dict[str, Any] = {"__name__": "policy", "__file__": where}
-    try:
-        exec(compile(source, where, "exec"), namespace)  # noqa: S102  trusted by contract of ModulePolicy
-    except SyntaxError as error:
-        raise PolicyModuleError(f"policy {where} line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        raise PolicyModuleError(f"policy {where} fails on import: {type(error).__name__}: {error}") from error
-    return namespace

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 from strategy.policy import ModulePolicy
 
@@ -37,4 +36,4 @@ def load_baseline(name: str) -> ModulePolicy:
     """
     if name not in BASELINES:
         raise BaselineError(f"unknown baseline {name!r}; there are: {', '.join(BASELINES)}")
-    return ModulePolicy.from_file(Path(__file__).with_name(f"{name}.py"))
+    return ModulePolicy.imported(f"strategy.baselines.{name}")

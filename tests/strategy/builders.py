@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import NamedTuple
 
 from loop.contracts import (
@@ -20,6 +21,14 @@ from loop.contracts import (
     Role,
     Slo,
 )
+from strategy.policy import ModulePolicy
+
+
+def policy_of(name: str, source: str) -> ModulePolicy:
+    """A policy made of source text: tests trust what they wrote themselves."""
+    module = ModuleType(name)
+    exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102
+    return ModulePolicy(name, module, source)
 
 
 class Kind(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from strategy.policy import ModulePolicy
+from tests.strategy.builders import policy_of
 from tests.strategy.conformance import PolicyConformance
 
 GOOD = """
@@ -26,7 +26,7 @@ def priority(request, replica, memo):
 
 def suite(source: str) -> PolicyConformance:
     judged = PolicyConformance()
-    judged.policy = ModulePolicy("mutant", source)
+    judged.policy = policy_of("mutant", source)
     return judged
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from loop.contracts import Policy, PolicySource
+from loop.contracts import Policy
 from strategy.baselines import BASELINES, BaselineError, load_baseline
-from strategy.policy import ModulePolicy, PolicyModuleError, digest_of, summary_of
+from strategy.policy import PolicyModuleError, digest_of, summary_of
+from tests.strategy.builders import policy_of
 
 SOURCE = '''"""Says no. And more."""
 def should_replan(obs, memo): return False
@@ -19,30 +18,17 @@ def priority(request, replica, memo): return 0.0
 
 
 def test_a_module_is_a_policy_with_an_identity() -> None:
-    policy = ModulePolicy("mine", SOURCE)
+    policy = policy_of("mine", SOURCE)
     assert isinstance(policy, Policy)
     assert policy.digest == digest_of(SOURCE)
     assert len(policy.digest) == 12
-    assert ModulePolicy.from_source(policy.as_source()).digest == policy.digest
+    assert policy.as_source().digest == policy.digest
     assert summary_of(SOURCE) == "Says no. And more."
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        (SOURCE.replace("def route", "def steer"), "does not define route()"),
-        ("def plan(:\n", "line 1"),
-        ("import nowhere_to_be_found\n" + SOURCE, "fails on import: ModuleNotFoundError"),
-    ],
-)
-def test_a_module_that_is_no_policy_is_refused_in_words(source: str, words: str) -> None:
-    with pytest.raises(PolicyModuleError, match=words.replace("(", r"\(").replace(")", r"\)")):
-        ModulePolicy.from_source(PolicySource("bad", source, digest_of(source)))
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PolicyModuleError, match=r"none\.py"):
-        ModulePolicy.from_file(tmp_path / "none.py")
+def test_a_module_that_is_no_policy_is_refused_in_words() -> None:
+    with pytest.raises(PolicyModuleError, match=r"policy bad does not define route\(\)"):
+        policy_of("bad", SOURCE.replace("def route", "def steer"))
 
 
 def test_baselines_load_once_and_differ() -> None:

@@ -22,8 +22,7 @@ from strategy.evolve.synthesise import BuiltinSynthesiser, random_program
 from strategy.evolve.synthesise.constants import Constant, Tuner, find_constants, skeleton, with_constants
 from strategy.evolve.synthesise.edits import EDITS, _sum_in, add_term, insert_condition, remove_term
 from strategy.evolve.tuning import tune_constants
-from strategy.policy import ModulePolicy
-from tests.strategy.builders import busy, observation, replica, serving
+from tests.strategy.builders import busy, observation, policy_of, replica, serving
 from tests.strategy.evolve.test_sandbox_policy import REQUEST
 from tests.strategy.evolve.worlds import SyntheticEvaluator, distance, knobs, score_of
 
@@ -37,7 +36,7 @@ def parents() -> list[Parent]:
 
 def can_decide(policy: PolicySource) -> None:
     """Everything that a policy is asked for, in process: a plan that can be carried out, and the rest."""
-    loaded = ModulePolicy.from_source(policy)
+    loaded = policy_of(policy.name, policy.source)
     obs, memo = observation(demands=[busy("tiny")]), Memo()
     plan = loaded.plan(obs, 1.0, memo)
     assert plan_problems(plan, obs) == []
