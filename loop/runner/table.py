@@ -65,7 +65,8 @@ def final_table(result: ExperimentResult, width: int = 140) -> Table:
     ours = result.system(SystemKind.EVOLVING)
     table = Table(
         title=f"{result.title}: total execution time and its parts ({result.requests:,} requests, "
-        f"{len(result.windows)} windows, {result.mode} replay)",
+        f"{len(result.windows)} windows, {result.mode} replay"
+        f"{', generated workload' if result.generated else ''})",
         title_justify="left",
         header_style="bold",
     )

@@ -76,6 +76,7 @@ def test_the_table_and_the_headline_compare_with_rivals_but_not_with_the_oracle(
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(final_table(outcome))
     table = console.export_text()
+    assert "generated workload" in table
     names = [line.split()[1] for line in table.splitlines() if line.startswith("│")]
     assert names == ["slow", "fast", "evolving", "oracle"]
 
