@@ -98,6 +98,20 @@ def test_a_winner_of_the_full_stage_only_is_overfit(window: int, world: int) -> 
     assert archive.outcomes(good.digest)[0].death is Death.OVERFIT
 
 
+def test_a_gain_within_its_standard_error_is_no_proof() -> None:
+    lucky = knobs(weight=3.0, limit=64)
+    wins = {(0, 0): 4.0, (3, 0): 9.9, (0, 1): 9.0, (2, 2): 9.0}
+
+    def judge(policy: PolicySource, at: int, in_world: int) -> float:
+        return wins.get((at, in_world), 10.9) if policy.digest == lucky.digest else 10.0
+
+    archive = Archive()
+    assert run(Scripted([lucky]), SyntheticEvaluator(judge), archive).best is None
+    assert "standard error" in archive.outcomes(lucky.digest)[0].detail
+    credulous = EvolverConfig(confidence=0.0)
+    assert run(Scripted([lucky]), SyntheticEvaluator(judge), config=credulous).best is not None
+
+
 def test_one_terrible_window_is_too_many() -> None:
     good = knobs(weight=3.0, limit=64)
 
