@@ -52,7 +52,7 @@ def page(outcomes: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `make bench` at commit {first['commit']} on: {machine}.",
+        f"Written by `benchmarks.all` (`make bench`) from the JSON of each program, on: {machine}.",
         "Times are of a small shared machine; ratios are what counts. "
         "Each program prints its table, or one JSON object with `--json`.",
     ]

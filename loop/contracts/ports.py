@@ -195,10 +195,3 @@ class Synthesiser(Protocol):
 
     def tell(self, candidate: PolicySource, evaluation: Evaluation, parent_objective: float | None) -> None:
         """What became of a candidate; failures included."""
-
-
-class Clock(Protocol):
-    """Wall time for those that must not sleep in tests."""
-
-    def now_s(self) -> float:
-        """Seconds, monotonic."""
