@@ -47,8 +47,7 @@ def command(name: str, options: Options) -> list[str]:
 
 def page(outcomes: Sequence[dict[str, Any]]) -> str:
     """The page in Markdown."""
-    first = outcomes[0]
-    machine = ", ".join(f"{k} {v}" for k, v in first["machine"].items())
+    machine = ", ".join(f"{k} {v}" for k, v in outcomes[0]["machine"].items())
     lines = [
         "# Benchmarks",
         "",
@@ -61,7 +60,7 @@ def page(outcomes: Sequence[dict[str, Any]]) -> str:
         lines += [
             "",
             f"## {outcome['benchmark']}",
-            f"`python -m benchmarks.{outcome['benchmark']} DATA_DIR{quick}`",
+            f"At commit {outcome['commit']}: `python -m benchmarks.{outcome['benchmark']} DATA_DIR{quick}`",
         ]
         targets = [
             {k: t[k] for k in ("name", "value", "target", "unit")} | {"met": "yes" if t["met"] else "no"}
