@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import StrEnum
+from itertools import pairwise
+from statistics import fmean
 
 from loop.contracts import Resources, RunResult, Score, ServingStats, WindowResult
 
@@ -22,6 +25,7 @@ class Objective(StrEnum):
 
 def score(result: RunResult, objective: Objective) -> Score:
     """Sum up a run as a score, in all its objectives, with the user's deciding."""
+    changes = rearranged(result)
     per_window = tuple(_value(w.total_s, w.stats, w.resources, objective) for w in result.windows)
     return Score(
         objective=sum(per_window),
@@ -32,7 +36,27 @@ def score(result: RunResult, objective: Objective) -> Score:
         joules=result.resources.joules,
         per_window=per_window,
         faults=result.faults.total,
+        replan_rate=fmean(float(c > 0) for c in changes) if changes else 0.0,
+        scaling=fmean(changes) if changes else 0.0,
+        fingerprint=fingerprint(result),
     )
+
+
+def rearranged(result: RunResult) -> list[float]:
+    """For each window after the first, the share of devices in either plan whose replica changed."""
+    shares = []
+    for before, after in pairwise(w.plan for w in result.windows):
+        old = {d: s.key for s in before.replicas for d in s.devices}
+        new = {d: s.key for s in after.replicas for d in s.devices}
+        devices = old.keys() | new.keys()
+        shares.append(sum(old.get(d) != new.get(d) for d in devices) / max(1, len(devices)))
+    return shares
+
+
+def fingerprint(result: RunResult) -> str:
+    """Equal for runs that went the same way, to the microsecond: 16 hex digits."""
+    told = [(round(w.total_s, 6), round(w.stats.ttft_s.mean, 6), w.stats.finished) for w in result.windows]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def window_value(window: WindowResult, objective: Objective) -> float:

@@ -144,6 +144,9 @@ def _sum(scores: Sequence[Score]) -> Score:
         joules=sum(s.joules for s in scores),
         per_window=tuple(v for s in scores for v in s.per_window),
         faults=sum(s.faults for s in scores),
+        replan_rate=sum(s.replan_rate * len(s.per_window) for s in scores) / n,
+        scaling=sum(s.scaling * len(s.per_window) for s in scores) / n,
+        fingerprint="+".join(s.fingerprint for s in scores)[:200],
     )
 
 

@@ -1,6 +1,14 @@
 """The messages that layers exchange and the ports they meet at: frozen values, no behaviour."""
 
-from loop.contracts.evolution import Death, Evaluation, EvaluationTask, PolicySource, Score
+from loop.contracts.evolution import (
+    Death,
+    Evaluation,
+    EvaluationTask,
+    Exchange,
+    PolicySource,
+    Score,
+    SynthesisCost,
+)
 from loop.contracts.observation import (
     Demand,
     DeploymentOption,
@@ -58,6 +66,7 @@ __all__ = [
     "EvaluationTask",
     "Evaluator",
     "EventKind",
+    "Exchange",
     "Finish",
     "Memo",
     "Observation",
@@ -89,6 +98,7 @@ __all__ = [
     "Score",
     "ServingStats",
     "Slo",
+    "SynthesisCost",
     "Synthesiser",
     "Window",
     "WindowResult",

@@ -17,6 +17,9 @@ class Death(StrEnum):
     WORSE = "worse"  # beaten in an early stage of the cascade
     OVERFIT = "overfit"  # won on the windows it was made on, lost on the held-out one
     CRASH = "crash"  # its sandbox died
+    UNUSABLE = (
+        "unusable"  # the answer that should have held it cannot be used: no code, a diff that fits nowhere
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,43 @@ class Score:
     per_window: tuple[float, ...]
     """The objective of each window, aligned with the windows asked for: what a paired comparison needs."""
     faults: int = 0
+    replan_rate: float = 0.0
+    """Share of windows in which another plan was brought about."""
+    scaling: float = 0.0
+    """How much of the cluster is rearranged per window: mean share of its devices whose replica changed."""
+    fingerprint: str = ""
+    """Equal for policies that did the same: digest of the plans and results of all windows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One question to a language model and what came of it; none vanishes, failures least of all."""
+
+    model: str
+    prompt: str
+    answer: str
+    """Empty when none came."""
+    outcome: str
+    """`candidate`, or why there is none: `no-code`, `truncated`, `refusal`, `bad-diff`, `static`, `timeout`,
+    `rate-limit`, `server-error`, `connection`, `client-error`."""
+    detail: str = ""
+    digest: str | None = None
+    """Of the candidate that it gave."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisCost:
+    """What asking has cost since the start."""
+
+    requests: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from loop.contracts.evolution import Evaluation, EvaluationTask, PolicySource
+from loop.contracts.evolution import Evaluation, EvaluationTask, PolicySource, SynthesisCost
 from loop.contracts.observation import DeviceView, Observation, ReplicaView, RequestView
 from loop.contracts.plan import Plan
 from loop.contracts.results import Reconfiguration, RequestRecord, Resources
@@ -188,10 +188,21 @@ class Parent:
 
 
 class Synthesiser(Protocol):
-    """Writes candidates. The simple built-in one, and an LLM, stand behind this same port."""
+    """Writes candidates. The built-in one, and an LLM, stand behind this same port."""
+
+    @property
+    def pending(self) -> int:
+        """Candidates under way: while there are some, an empty answer of `ask` does not mean "no more ideas"."""
+
+    @property
+    def cost(self) -> SynthesisCost:
+        """What asking has cost so far."""
 
     def ask(self, parents: Sequence[Parent], obs: Observation | None, count: int) -> list[PolicySource]:
-        """At most `count` new candidates; fewer, even none, when it has no more ideas."""
+        """At most `count` new candidates, those that are ready now; fewer, even none, when nothing is."""
 
     def tell(self, candidate: PolicySource, evaluation: Evaluation, parent_objective: float | None) -> None:
         """What became of a candidate; failures included."""
+
+    def close(self) -> None:
+        """Give up on what is under way; idempotent."""

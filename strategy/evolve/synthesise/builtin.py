@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from loop.contracts import Evaluation, Observation, Parent, PolicySource
+from loop.contracts import Evaluation, Observation, Parent, PolicySource, SynthesisCost
 from strategy.evolve.idioms import Idiom, catalogue
 from strategy.evolve.parts import Parts, describe, graft, take_apart
 from strategy.evolve.source import make_source
@@ -85,6 +85,19 @@ class BuiltinSynthesiser:
         ]
         self._records = {name: _Record() for name in names}
         self._idiom_records = {(i.function, i.name): _Record() for i in self.idioms}
+
+    @property
+    def pending(self) -> int:
+        """Nothing ever is: answers come at once."""
+        return 0
+
+    @property
+    def cost(self) -> SynthesisCost:
+        """Nothing but CPU time."""
+        return SynthesisCost()
+
+    def close(self) -> None:
+        """Nothing is under way."""
 
     def ask(self, parents: Sequence[Parent], obs: Observation | None, count: int) -> list[PolicySource]:
         """New candidates, each unlike all before it, each passing the static check."""
