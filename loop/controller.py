@@ -29,6 +29,7 @@ from loop.contracts import (
     Window,
     WindowResult,
 )
+from loop.contracts.live import KillSwitch
 from loop.guard import GuardConfig, GuardedPolicy, servable_models, served_models
 from loop.journal import Decision, Journal
 from loop.perception import Perception
@@ -50,6 +51,10 @@ class ControllerConfig:
     warm_start: bool = True
     """The policy's first plan is deployed before the clock starts, as in a system that already runs."""
     guard: GuardConfig = field(default_factory=GuardConfig)
+
+
+_MEMOS = 8
+"""Memos kept of policies that serve no more, for when they come back."""
 
 
 class PolicySourcePort(Protocol):
@@ -95,9 +100,11 @@ class Controller:
         self._source = source
         self._solve_clock = solve_clock
         self._memo = Memo()
+        self._memos: dict[str, Memo] = {}
         self._guarded = GuardedPolicy(policy, fallback, config.guard)
         self._faults_before = PolicyFaults()
         self._retired_faults = PolicyFaults()
+        self._carried_faults = PolicyFaults()
         self._ticks_since_replan = start.ticks_since_replan if start else 0
         self._last_serving_s = start.last_serving_s if start else 0.0
         self._last_stall_s = start.last_reconfiguration_s if start else 0.0
@@ -201,11 +208,23 @@ class Controller:
     def _hand_over(self, obs: Observation) -> None:
         """Swap to the policy that evolution offers, if it does; in-flight requests are not moved."""
         policy = self._source.next_policy(obs) if self._source is not None else None
-        if policy is None:
-            return
-        self._retired_faults = _plus(self._retired_faults, self._guarded.faults)
+        if policy is not None:
+            self._swap(policy)
+            self._carried_faults = PolicyFaults()  # the new policy answers for this window alone
+
+    def _swap(self, policy: Policy) -> None:
+        """Let another policy decide. Memos are kept by digest: who comes back goes on where it stopped, and
+        the same policy in another wrapping does not notice.
+        """
+        self._guarded.sync(self._memo)  # what it wrote since the last monitoring point
+        faults = self._guarded.faults
+        self._retired_faults = _plus(self._retired_faults, faults)
+        self._carried_faults = _plus(self._carried_faults, _difference(faults, self._faults_before))
         self._faults_before = PolicyFaults()
-        self._memo = Memo()
+        self._memos[self._guarded.digest] = self._memo
+        self._memo = self._memos.pop(policy.digest, Memo())
+        while len(self._memos) > _MEMOS:
+            del self._memos[next(iter(self._memos))]
         self._guarded = GuardedPolicy(policy, self._fallback, self._config.guard)
         self._plane.use(self._guarded, self._memo)
 
@@ -279,6 +298,8 @@ class Controller:
         obs = self._observe(tick, self._plane.snapshot(), ())
         if not servable_models(obs) - served_models(obs.plan):
             return False
+        if isinstance(self._source, KillSwitch) and (safe := self._source.urgent_policy(obs)) is not None:
+            self._swap(safe)
         plan = self._guarded.plan(obs, self._config.budget_s, self._memo)
         return plan.replicas != obs.plan.replicas and self._apply(plan, obs)
 
@@ -301,9 +322,9 @@ class Controller:
             plan=decision.plan,
             stats=self._perception.window.stats(),
             resources=_minus(after.resources, before.resources),
-            faults=_difference(faults, self._faults_before),
+            faults=_plus(self._carried_faults, _difference(faults, self._faults_before)),
         )
-        self._faults_before = faults
+        self._faults_before, self._carried_faults = faults, PolicyFaults()
         self._last_serving_s = result.serving_s
         if self._applied:
             self._last_stall_s = stall

@@ -21,6 +21,7 @@ from loop.contracts import (
     RequestView,
     Role,
 )
+from loop.contracts.live import CountedPolicy
 
 LAST_PLACE = 1e18
 """The priority of a request that the policy refused but the guard admits."""
@@ -82,13 +83,25 @@ class GuardedPolicy:
 
     def refused(self, text: str) -> None:
         """Count a plan that passed the guard and that the data plane refused all the same."""
+        if isinstance(self._policy, GuardedPolicy):
+            self._policy.refused(text)  # whose plan it was
+            return
         self._infeasible += 1
         self._example(text)
 
     @property
     def faults(self) -> PolicyFaults:
-        """Counted so far."""
-        return PolicyFaults(self._errors, self._timeouts, self._infeasible, tuple(self._examples))
+        """Counted so far; those that the policy replaced within itself are among them."""
+        own = PolicyFaults(self._errors, self._timeouts, self._infeasible, tuple(self._examples))
+        if not isinstance(self._policy, CountedPolicy):
+            return own
+        inner = self._policy.faults
+        return PolicyFaults(
+            own.errors + inner.errors,
+            own.timeouts + inner.timeouts,
+            own.infeasible + inner.infeasible,
+            (*own.examples, *inner.examples),
+        )
 
     def should_replan(self, obs: Observation, memo: Memo) -> bool:
         """The policy's answer; the fallback's when there is none."""

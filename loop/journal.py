@@ -17,6 +17,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from loop.contracts import Memo, Observation, Plan, Policy, PolicySource, WindowResult
+from loop.contracts.live import LiveRecord
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
@@ -33,11 +34,14 @@ CREATE TABLE IF NOT EXISTS tick (
 CREATE TABLE IF NOT EXISTS evolution (
     run INTEGER NOT NULL REFERENCES run, tick INTEGER NOT NULL, incumbent TEXT NOT NULL,
     champion TEXT, reason TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS live (
+    run INTEGER NOT NULL REFERENCES run, tick INTEGER NOT NULL, record TEXT NOT NULL);
 """
 
 _OBSERVATION = TypeAdapter(Observation)
 _PLAN = TypeAdapter(Plan)
 _RESULT = TypeAdapter(WindowResult)
+_LIVE = TypeAdapter(LiveRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,12 @@ class Journal:
             ),
         )
 
+    def went_live(self, record: LiveRecord) -> None:
+        """Add a step of a policy on its way into service, or an act of an operator."""
+        self._db.execute(
+            "INSERT INTO live VALUES (?, ?, ?)", (self._run, record.tick, _LIVE.dump_json(record).decode())
+        )
+
     def finish(self) -> None:
         """Mark the run as complete."""
         self._db.execute("UPDATE run SET finished = 1 WHERE run = ?", (self._run,))
@@ -205,6 +215,14 @@ class Journal:
             (self._pick(run),),
         )
         return [EvolutionRecord(t, i, c, r, json.loads(d)) for t, i, c, r, d in rows]
+
+    def live(self, run: int | None = None, *, tick: int | None = None) -> list[LiveRecord]:
+        """What became of policies in service, in order: of a run (the last one by default), or of one tick."""
+        rows = self._db.execute(
+            "SELECT record FROM live WHERE run = ? AND (? IS NULL OR tick = ?) ORDER BY rowid",
+            (self._pick(run), tick, tick),
+        )
+        return [_LIVE.validate_json(text) for (text,) in rows]
 
     def source(self, digest: str) -> PolicySource:
         """A policy by its digest. Raises JournalError when it is not here."""

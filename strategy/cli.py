@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from loop.commands import archive, evolve, explain_policy, live, score
 from loop.contracts import PolicyFault, PolicySource
+from loop.logs import configure_logging
 from strategy.baselines import BaselineError, list_baselines, load_baseline
 from strategy.policy import PolicyModuleError, digest_of, summary_of
 
@@ -20,9 +22,17 @@ app = typer.Typer(
 )
 
 
+app.command("evolve")(evolve.evolve)
+app.command("score")(score.score)
+app.command("explain")(explain_policy.explain)
+app.add_typer(archive.app, name="archive")
+app.add_typer(live.app)  # without a name: promote, rollback, pin and the others stand beside these
+
+
 @app.callback()
 def strategy() -> None:
     """Serving policies: what to do, as living code."""
+    configure_logging()  # to stderr: stdout is for results
 
 
 def fail(message: str) -> typer.Exit:

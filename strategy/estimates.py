@@ -40,6 +40,8 @@ class Load(NamedTuple):
     output_tokens_p90: float
     prefix_hit: float = 0.0
     """Share of prompt tokens that need no prefill."""
+    output_tokens_max: float = 0.0
+    """The longest answer seen lately; 0: none was."""
 
 
 def loads(obs: Observation) -> tuple[Load, ...]:
@@ -51,13 +53,14 @@ def loads(obs: Observation) -> tuple[Load, ...]:
 
 
 def _load(obs: Observation, model: str, demand: Demand | None) -> Load:
-    requests = hit = inputs = outputs = p90 = 0.0
+    requests = hit = inputs = outputs = p90 = longest = 0.0
     if demand is not None:
         batch = obs.mode is ReplayMode.BATCH
         arriving = 0.0 if batch else demand.rate_per_s * obs.window_s
         requests = demand.waiting + demand.running + arriving
         hit, inputs = demand.prefix_hit, demand.input_tokens_mean
         outputs, p90 = demand.output_tokens_mean, demand.output_tokens_p90
+        longest = demand.output_tokens_max
         if batch and demand.waiting and demand.waiting_input_tokens:
             inputs = demand.waiting_input_tokens / demand.waiting
     for past in (d for window in reversed(obs.history) for d in window if d.model == model):
@@ -65,8 +68,9 @@ def _load(obs: Observation, model: str, demand: Demand | None) -> Load:
             break
         inputs = inputs or past.input_tokens_mean
         outputs, p90 = outputs or past.output_tokens_mean, p90 or past.output_tokens_p90
+        longest = longest or past.output_tokens_max
     inputs, outputs = max(1.0, inputs or TYPICAL_INPUT_TOKENS), max(1.0, outputs or TYPICAL_OUTPUT_TOKENS)
-    return Load(model, requests, inputs, outputs, max(outputs, p90 or 2 * outputs), hit)
+    return Load(model, requests, inputs, outputs, max(outputs, p90 or 2 * outputs), hit, longest)
 
 
 def options_of(obs: Observation) -> Options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from statistics import median
 
 from loop.contracts.observation import DeploymentOption, DeviceView, Observation
 from loop.contracts.plan import Plan, ReplicaSpec, Role
@@ -86,8 +87,9 @@ def fill(
     until_s: float = 0.0,
     concurrency: float = 1.0,
     rate: Rate | None = None,
+    leave_out: Collection[str] = (),
 ) -> tuple[ReplicaSpec, ...]:
-    """Replicas `kept`, and new ones on all devices that they leave free.
+    """Replicas `kept`, and new ones on all devices that they leave free, but for those in `leave_out`.
 
     Greedy: the model whose replicas cover the least of its load gets the next one, on the devices where its
     rate is the best in comparison to what the other models would make of them; what is left over in a node
@@ -107,7 +109,7 @@ def fill(
     specs: tuple[ReplicaSpec, ...] = ()
     for _ in range(2 if rate is None else 1):
         filler = _Filler(obs, loads, rate or throughput)
-        filler.occupy(kept, horizon_s)
+        filler.occupy(kept, horizon_s, leave_out)
         new = [
             spec_of(option, devices, Role.MIXED, max_num_seqs, max_num_batched_tokens)
             for option, devices in filler.replicas(until_s)
@@ -137,6 +139,15 @@ def shrink(
                 total -= served[spec]
                 stay.discard(spec)
     return tuple(spec for spec in specs if spec in stay)
+
+
+def slow_devices(obs: Observation, below: float) -> frozenset[str]:
+    """Usable devices whose observed speed is less than `below` times the median of their kind."""
+    speeds: dict[str, list[float]] = {}
+    for device in usable_devices(obs):
+        speeds.setdefault(device.kind, []).append(device.speed)
+    medians = {kind: median(values) for kind, values in speeds.items()}
+    return frozenset(d.id for d in usable_devices(obs) if d.speed < below * medians[d.kind])
 
 
 class _Filler:
@@ -177,9 +188,9 @@ class _Filler:
         for ranked in self.worth.values():
             ranked.sort(key=lambda pair: (-pair[0], pair[1].tp * pair[1].pp, pair[1].pp, pair[1].kind))
 
-    def occupy(self, kept: Sequence[ReplicaSpec], horizon_s: float) -> None:
-        """Take the devices of the kept replicas away, and count what they cover."""
-        taken = {device for spec in kept for device in spec.devices}
+    def occupy(self, kept: Sequence[ReplicaSpec], horizon_s: float, leave_out: Collection[str] = ()) -> None:
+        """Take the devices of the kept replicas and those to leave out away; count what the kept cover."""
+        taken = {device for spec in kept for device in spec.devices}.union(leave_out)
         kinds = {d.id: d.kind for d in self.obs.devices}
         for device in usable_devices(self.obs, horizon_s):
             if device.id not in taken:

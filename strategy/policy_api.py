@@ -41,6 +41,8 @@ from strategy.estimates import (
     serving_time_s,
     shared_batch,
 )
+from strategy.forecast import expected_loads, holt, past_values
+from strategy.makespan import plan_makespan_s
 from strategy.placing import (
     best_options,
     differs,
@@ -48,6 +50,7 @@ from strategy.placing import (
     groups,
     keep,
     shrink,
+    slow_devices,
     spec_of,
     usable_devices,
 )
@@ -90,12 +93,14 @@ __all__ = [
     "best_options",
     "count_up",
     "differs",
+    "expected_loads",
     "fill",
     "finish_times_s",
     "first_come",
     "first_to_finish",
     "fits",
     "groups",
+    "holt",
     "keep",
     "largest",
     "least_cost",
@@ -103,6 +108,8 @@ __all__ = [
     "longest_output_tokens",
     "option_for",
     "options_of",
+    "past_values",
+    "plan_makespan_s",
     "plan_serving_s",
     "prefill_times_s",
     "rates",
@@ -112,6 +119,7 @@ __all__ = [
     "serving_time_s",
     "shared_batch",
     "shrink",
+    "slow_devices",
     "spec_of",
     "throughput_weights",
     "usable_devices",

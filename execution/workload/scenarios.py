@@ -11,6 +11,12 @@ from execution.workload.errors import WorkloadError
 from execution.workload.readers import azure, mooncake, servegen
 from loop.contracts import ClusterEvent, Workload
 
+DAY_SHARE = 0.06
+"""Of ServeGen's compressed day in `diurnal-burst`: the whole is far more than one cluster serves."""
+REASONING_PROMPT = generators.LognormalLengths(400, 6000)
+REASONING_ANSWER = generators.LognormalLengths(1800, 12_000, 16_384)
+"""Answers with their chain of thought: thousands of tokens and a heavy tail. An assumption: no trace was at hand."""
+
 Built = tuple[Workload, tuple[ClusterEvent, ...]]
 
 
@@ -109,12 +115,24 @@ def diurnal(setting: Setting) -> Built:
 
 
 def flash_crowd(setting: Setting) -> Built:
-    """Azure conversations hit by a crowd of eight times the rate that ebbs away."""
+    """Azure conversations hit by a crowd of eight times the rate that ebbs away; with a second model, the crowd
+    comes for that one, which had a tenth of the requests before."""
     at = setting.at
-    workload = modulate.flash_crowd(
-        _azure_conv(setting), 8.0, at(0.4), at(0.06), rise_s=at(0.01) + 1.0, seed=setting.seed + 1
+    base, other = _azure_conv(setting), setting.other_model
+
+    def crowd(workload: Workload, factor: float) -> Workload:
+        return modulate.flash_crowd(
+            workload, factor, at(0.4), at(0.12), rise_s=at(0.01) + 1.0, seed=setting.seed + 1
+        )
+
+    if other is None:
+        return crowd(base, 8.0), ()
+    mixed = mixing.model_mix_shift(
+        base, {setting.model: 0.9, other: 0.1}, {setting.model: 0.9, other: 0.1}, 0.0, 0.0, seed=setting.seed
     )
-    return workload, ()
+    calm = replace(mixed, requests=tuple(r for r in mixed.requests if r.model != other))
+    theirs = replace(mixed, requests=tuple(r for r in mixed.requests if r.model == other))
+    return mixing.merge(calm, crowd(theirs, 60.0), share_prefixes=True), ()
 
 
 def long_context_wave(setting: Setting) -> Built:
@@ -160,7 +178,93 @@ def spot(setting: Setting) -> Built:
         mean_length_s=setting.at(0.1),
         seed=setting.seed + 2,
     )
-    return _azure_conv(setting), (*churn, *slow)
+    return _for_two(setting, _azure_conv(setting), 0.7, 0.4), (*churn, *slow)
+
+
+def diurnal_burst(setting: Setting) -> Built:
+    """ServeGen's large model service over a compressed day, with three times the rate for a while; with a second
+    model, that one has Azure's conversations, most of them when the first has least to do."""
+    at = setting.at
+    day, _ = diurnal(replace(setting, rate_scale=DAY_SHARE * setting.rate_scale))
+    if setting.other_model is None:
+        return modulate.burst(day, 3.0, at(0.5), at(0.6), seed=setting.seed + 3), ()
+    chat = mixing.rename_model(_azure_conv(setting), setting.other_model)
+    chat = modulate.diurnal(
+        chat, setting.duration_s, 0.9, phase_s=at(0.4), seed=setting.seed + 4
+    )  # its quarter of the day is the evening: it rises as the other ebbs
+    chat = modulate.burst(chat, 3.0, at(0.7), at(0.8), seed=setting.seed + 3)
+    return mixing.merge(day, chat), ()
+
+
+def mix_shift(setting: Setting) -> Built:
+    """Azure conversations of which more and more, in the end nearly all, become Mooncake's long ones."""
+    at = setting.at
+    shifted = mixing.mix_shift(
+        _azure_conv(setting), _mooncake(setting), at(0.25), at(0.35), share=0.9, seed=setting.seed + 2
+    )
+    return shifted, ()
+
+
+def node_loss(setting: Setting) -> Built:
+    """Azure and Mooncake conversations; the given nodes fail one after another, and come back in that order."""
+    workload = mixing.mix_shift(
+        _azure_conv(setting), _mooncake(setting), 0.0, 0.0, share=0.25, seed=setting.seed + 2
+    )
+    happened: list[ClusterEvent] = []
+    for index, node in enumerate(setting.nodes):
+        happened += events.node_loss(
+            node, setting.at(0.2 + 0.1 * index), back_at_s=setting.at(0.65 + 0.1 * index)
+        )
+    return workload, tuple(happened)
+
+
+def thermal_throttling(setting: Setting) -> Built:
+    """Azure and Mooncake conversations while a heat wave slows one node after another, and ebbs away."""
+    workload = mixing.mix_shift(
+        _azure_conv(setting), _mooncake(setting), 0.0, 0.0, share=0.25, seed=setting.seed + 2
+    )
+    happened: list[ClusterEvent] = []
+    for index, node in enumerate(setting.nodes):
+        begins, step = 0.15 + 0.1 * index, 0.2
+        happened += events.throttle(node, setting.at(begins), 0.7)
+        happened += events.throttle(
+            node, setting.at(begins + step), 0.35, heals_at_s=setting.at(min(0.95, begins + step + 0.35))
+        )
+    return workload, tuple(happened)
+
+
+def elastic(setting: Setting) -> Built:
+    """Azure conversations that swell and ebb on a pool of which the spot part comes and goes with notice."""
+    at = setting.at
+    notice_s = min(120.0, at(0.03))
+    workload = modulate.diurnal(_azure_conv(setting), setting.duration_s, 0.6, seed=setting.seed + 4)
+    workload = _for_two(setting, workload, 0.8, 0.3)
+    happened: list[ClusterEvent] = []
+    for index, target in enumerate(setting.spot):
+        joins = 0.1 + 0.4 * index / max(1, len(setting.spot))
+        leaves = 0.6 + 0.3 * index / max(1, len(setting.spot))
+        happened += events.node_loss(target, 0.0, back_at_s=at(joins))
+        happened += events.spot_preemption(target, at(leaves), notice_s=notice_s)
+    return workload, tuple(happened)
+
+
+def reasoning_wave(setting: Setting) -> Built:
+    """Azure conversations of which, for a while, a part is reasoning with answers of thousands of tokens."""
+    at = setting.at
+    chat = _azure_conv(setting)
+    thinking = generators.gamma(
+        1.0,
+        setting.duration_s,
+        model=setting.model,
+        seed=setting.seed + 1,
+        cv=1.2,
+        input_tokens=REASONING_PROMPT,
+        output_tokens=REASONING_ANSWER,
+    )
+    wave = mixing.mix_shift(
+        chat, thinking, at(0.25), at(0.1), share=0.4, end_s=at(0.75), seed=setting.seed + 2
+    )
+    return wave, ()
 
 
 SCENARIOS: Mapping[str, Callable[[Setting], Built]] = {
@@ -170,7 +274,28 @@ SCENARIOS: Mapping[str, Callable[[Setting], Built]] = {
     "long-context-wave": long_context_wave,
     "model-mix": model_mix,
     "spot": spot,
+    "diurnal-burst": diurnal_burst,
+    "mix-shift": mix_shift,
+    "node-loss": node_loss,
+    "thermal-throttling": thermal_throttling,
+    "elastic": elastic,
+    "reasoning-wave": reasoning_wave,
 }
+
+
+def _for_two(setting: Setting, workload: Workload, before: float, after: float) -> Workload:
+    """The first model's share moves from `before` to `after` in the middle; all of it without a second model."""
+    other = setting.other_model
+    if other is None:
+        return workload
+    return mixing.model_mix_shift(
+        workload,
+        {setting.model: before, other: 1.0 - before},
+        {setting.model: after, other: 1.0 - after},
+        setting.at(0.35),
+        setting.at(0.25),
+        seed=setting.seed + 1,
+    )
 
 
 def _azure_conv(setting: Setting) -> Workload:

@@ -6,13 +6,16 @@ import pickle
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import log2
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from loop.compose.objective import window_value
 from loop.compose.scoring import ENTRY, ScoringSetup, TwinEvaluator, score_apart
-from loop.contracts import EvaluationTask, Policy, PolicySource, Window
+from loop.contracts import EvaluationTask, PolicySource, Window
+from loop.guard import GuardedPolicy, plan_problems
 from loop.journal import Journal
 from loop.runner.evolution import BackgroundEvolution, EvolutionStep, PastWindow
 from strategy.baselines import list_baselines, load_baseline
@@ -22,8 +25,11 @@ from strategy.evolve.evolver import Budget, Evolver, EvolverConfig, Stages
 from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
 from strategy.evolve.synthesise.builtin import BuiltinSynthesiser, random_program
 from strategy.evolve.tuning import tune_constants
+from strategy.live import Live, LiveConfig
 
 DEFAULT_EVALUATIONS = 24
+WINDOW_NOISE = 0.04
+"""Standard deviation of the log ratio of a window between near-equal policies, seen in batch replays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +37,29 @@ class EvolutionConfig:
     """How hard evolution tries at each monitoring point."""
 
     evaluations: int = DEFAULT_EVALUATIONS
-    """Policies scored, each on one stage of the cascade; 0: no evolution."""
+    """Policies scored, each on one stage of the cascade, in one step; 0: no evolution."""
+    first_evaluations: int | None = None
+    """The same where the load is of another kind than before; None: as always."""
     step_deadline_s: float = 60.0
     """Wall time of one step."""
     recent_windows: int = 2
     """Past windows in the full stage."""
-    watched_windows: int = 3
-    """A promoted policy is compared with its predecessors on so many of the windows that it has served."""
-    regret: float = 0.02
-    """It is taken back when a predecessor would have saved more than this share."""
+    worlds: int = 2
+    """Perturbed worlds in the proof."""
+    rehearse: bool = True
+    """Candidates are also scored on what has not happened yet (see loop.compose.rehearsal)."""
     margin: float = 0.015
     """What a candidate must win by over all stages of its proof."""
     agreement: float = 0.02
     """A finalist scored apart from the twin may differ by this share from its score beside the twin."""
+    live: LiveConfig = field(default_factory=LiveConfig.immediate)
+    """How a proven policy comes to serve."""
+
+    @classmethod
+    def frugal(cls) -> EvolutionConfig:
+        """For where simulated windows are dear: one recent window, one perturbed world, half of the steps'
+        evaluations where the load has not changed its kind."""
+        return cls(evaluations=12, first_evaluations=30, recent_windows=1, worlds=1, margin=0.01)
 
 
 class Evolution:
@@ -65,18 +81,26 @@ class Evolution:
         self._seed = seed
         self._pool = WorkerPool(workers, ENTRY, pickle.dumps(setup))
         self._archive = Archive(archive)
-        self._evaluator = TwinEvaluator(self._pool)
+        self._evaluator = TwinEvaluator(self._pool, setup, first)
         self._evolver = Evolver(
             BuiltinSynthesiser(seed=seed),
             self._evaluator,
             self._archive,
-            EvolverConfig(batch=2 * workers, smoke_slack=1.02, margin=config.margin),
+            EvolverConfig(
+                batch=2 * workers,
+                smoke_slack=1.02,
+                margin=config.margin,
+                noise=WINDOW_NOISE,
+                slack=0.5 * config.margin,
+            ),
         )
         self._baselines = portable_baselines()
-        """Parents at every step: what was beaten under yesterday's load may be the best under today's."""
-        self._policies: list[SandboxedPolicy] = []
+        """Parents wherever the load changes: what was beaten under yesterday's may be the best under today's."""
         self._background: BackgroundEvolution | None = None
-        self._searched: EvaluationTask | None = None
+        self._seen: list[str] = []
+        """Regimes of the steps so far."""
+        self._answers: dict[tuple[str, int], float] = {}
+        """Objectives of policies (by digest) in single windows, for the live layer."""
         self.status = ""
         """What is going on, in a few words."""
 
@@ -88,8 +112,6 @@ class Evolution:
     ) -> None:
         self.finish()
         self._pool.close()
-        for policy in self._policies:
-            policy.close()
         self._archive.close()
 
     @property
@@ -114,12 +136,25 @@ class Evolution:
         """Simulated so far, in all evaluations: what the searched rivals may spend, each."""
         return self._evaluator.windows
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds that all evaluations took so far."""
+        return self._evaluator.cpu_s
+
     def begin(self, journal: Journal | None, last_tick: int | None = None) -> BackgroundEvolution:
         """A source of policies for one judged run."""
         if journal is not None:
             journal.policy(self._first)
+        live = Live(self._first, sandboxed, self._config.live, guard=GuardedPolicy, check=plan_problems)
         self._background = BackgroundEvolution(
-            self._first, self._step, self._load, journal=journal, last_tick=last_tick
+            self._first,
+            self._step,
+            sandboxed,
+            journal=journal,
+            last_tick=last_tick,
+            live=live,
+            counterfactual=self._counterfactual,
+            objective=lambda result: window_value(result, self._setup.objective),
         )
         return self._background
 
@@ -128,100 +163,73 @@ class Evolution:
         if self._background is not None:
             self._background.close()
 
-    def _load(self, source: PolicySource) -> Policy:
-        """A policy that is to serve: in a locked process of its own."""
-        for retired in self._policies[:-1]:
-            retired.close()  # the last one still serves until this one has taken over
-        del self._policies[:-1]
-        policy = SandboxedPolicy(source, SandboxLimits().patient())
-        self._policies.append(policy)
-        return policy
-
     def _step(
         self, incumbent: PolicySource, past: tuple[PastWindow, ...], stop: threading.Event
     ) -> EvolutionStep:
         """One step on what is past; a champion counts only when it scores the same apart from the twin."""
-        if self._config.evaluations == 0 or stop.is_set():
+        config = self._config
+        if config.evaluations == 0 or stop.is_set():
             return EvolutionStep(None, "no evolution asked for")
         tick = past[-1].window.index + 1
-        self.status = f"window {tick} served; evolving on windows 0 to {tick - 1}"
-        self._evaluator.learn(past)
-        evaluations = self._evaluator.evaluations
-        better = self._disappointment(incumbent, past)
-        if better is not None:
-            spent = self._evaluator.evaluations - evaluations
-            return EvolutionStep(better[0], better[1], evaluations=spent, gain=better[2])
-        stages = stages_for(past, self._config.recent_windows, len(self._setup.worlds))
+        self.status = f"window {tick - 1} served; evolving on the windows up to it"
+        self._evaluator.learn(past, self.background.now)
+        self._evolver.forget_scores()  # they were made from what was seen then
+        before = self._evaluator.evaluations
+        regime = regime_of(past[-1])
+        is_new = not self._seen or regime != self._seen[-1]
+        self._seen.append(regime)
+        budget = (config.first_evaluations or config.evaluations) if is_new else config.evaluations
         outcome = self._evolver.step(
             incumbent,
-            self._parents(incumbent, past),
+            self._baselines if is_new else (),
             past[-1].obs,
-            stages,
-            Budget(self._config.evaluations, time.monotonic() + self._config.step_deadline_s),
+            stages_for(past, config.recent_windows, self._setup, rehearse=config.rehearse),
+            Budget(budget, time.monotonic() + config.step_deadline_s),
             stop=stop.is_set,
+            regime=regime,
         )
-        self._searched = stages.full
         champion, reason = outcome.best, outcome.reason
         if champion is not None and not stop.is_set():
-            doubt = self._doubt(champion, past)
+            doubt = self._doubt(champion, EvaluationTask((past[-1].window.index,)))
             if doubt:
+                self._evolver.refuse(champion, doubt)
                 champion, reason = None, doubt
         return EvolutionStep(
             champion,
             reason,
-            evaluations=self._evaluator.evaluations - evaluations,
+            evaluations=self._evaluator.evaluations - before,
             candidates=outcome.candidates,
             deaths={str(death): n for death, n in outcome.deaths.items()},
             gain=1.0 - outcome.ratio,
         )
 
-    def _parents(self, incumbent: PolicySource, past: Sequence[PastWindow]) -> tuple[PolicySource, ...]:
-        """Baselines that are worth scoring again: all of them when the demand has changed, else those that
-        were near the incumbent in the last step without doing the same.
-        """
-        theirs = self._evaluator.objectives
-        searched = self._searched
-        base = theirs.get((incumbent.digest, searched)) if searched else None
-        if searched is None or not base or len(past) < 2 or not same_regime(past[-1].window, past[-2].window):
-            return self._baselines
-        ratios = {p.digest: theirs.get((p.digest, searched), 0.0) / base for p in self._baselines}
-        return tuple(p for p in self._baselines if ratios[p.digest] < 1.2 and ratios[p.digest] != 1.0)
-
-    def _disappointment(
-        self, incumbent: PolicySource, past: Sequence[PastWindow]
-    ) -> tuple[PolicySource, str, float] | None:
-        """A policy that served before and would have done better on the windows that the incumbent has served
-        since, two at least; None: the incumbent keeps its promise.
-        """
-        since = [p.window.index for p in past if p.result.policy == incumbent.digest]
-        before = {p.digest: p for p in (self.served[0], *self.served[-3:-1]) if p.digest != incumbent.digest}
-        if len(since) < 2 or not before:
-            return None
-        tasks = [
-            EvaluationTask(tuple(since[-self._config.watched_windows :]), world)
-            for world in range(len(self._setup.worlds))
+    def _counterfactual(
+        self, policies: Sequence[PolicySource], windows: Sequence[int]
+    ) -> dict[str, Sequence[float]]:
+        """Objectives of policies in single past windows of the nominal world; each is simulated once."""
+        self._evaluator.learn(self.past)
+        jobs = [
+            (policy, EvaluationTask((index,)))
+            for policy in policies
+            for index in windows
+            if (policy.digest, index) not in self._answers
         ]
-        policies = [incumbent, *before.values()]
-        totals = dict.fromkeys((p.digest for p in policies), 0.0)
-        jobs = [(policy, task) for policy in policies for task in tasks]
-        for index, evaluation in self._evaluator.evaluate(jobs):
-            value = evaluation.score.objective if evaluation.score is not None else float("inf")
-            totals[jobs[index][0].digest] += value
-        best = min(policies, key=lambda p: totals[p.digest])
-        if best is incumbent or totals[best.digest] >= totals[incumbent.digest] * (1.0 - self._config.regret):
-            return None
-        gain = 1.0 - totals[best.digest] / totals[incumbent.digest]
-        return best, f"{incumbent.name} disappoints: {best.name} would have saved {gain:.1%} since", gain
+        for number, evaluation in self._evaluator.evaluate(jobs):
+            policy, task = jobs[number]
+            score = evaluation.score
+            self._answers[policy.digest, task.windows[0]] = score.objective if score else float("inf")
+        return {p.digest: [self._answers[p.digest, index] for index in windows] for p in policies}
 
-    def _doubt(self, champion: PolicySource, past: Sequence[PastWindow]) -> str:
+    def _doubt(self, champion: PolicySource, task: EvaluationTask) -> str:
         """Why a champion's score cannot be believed; empty: it can."""
-        task = EvaluationTask((past[-1].window.index,))
-        claimed = next(e for _, e in self._evaluator.evaluate([(champion, task)]))
+        if (champion.digest, task) not in self._evaluator.objectives:
+            list(self._evaluator.evaluate([(champion, task)]))
+        claimed = self._evaluator.objectives.get((champion.digest, task))
         with SandboxedPolicy(champion, SandboxLimits().patient()) as policy:
-            apart = score_apart(self._setup, policy, past[-1:])
-        if claimed.score is None or apart.score is None:
-            return f"{champion.name} fails outside the scoring worker: {apart.detail or claimed.detail}"
-        off = abs(apart.score.objective / max(1e-9, claimed.score.objective) - 1.0)
+            apart = score_apart(self._setup, policy, self._evaluator.segments(task.windows))
+        if claimed is None or apart.score is None:
+            return f"{champion.name} fails outside the scoring worker: {apart.detail or 'it has no score'}"
+        off = abs(apart.score.objective / max(1e-9, claimed) - 1.0)
         if off > self._config.agreement:
             return f"{champion.name} scores {off:.1%} differently when it cannot touch the twin: refused"
         return ""
@@ -255,20 +263,40 @@ class Evolution:
         return past
 
 
-def stages_for(past: Sequence[PastWindow], recent: int, worlds: int) -> Stages:
+def sandboxed(source: PolicySource) -> SandboxedPolicy:
+    """A policy that is to serve a replay: in a locked process of its own, patient with a busy machine."""
+    return SandboxedPolicy(source, SandboxLimits().patient())
+
+
+def stages_for(
+    past: Sequence[PastWindow], recent: int, setup: ScoringSetup, *, rehearse: bool = True
+) -> Stages:
     """The cascade's windows, all of a demand like the latest's, since a score on yesterday's load is no score:
-    the latest for smoke, the latest `recent` for the full stage, the one before these held out; and the proof
-    in perturbed worlds, where hardware differs and requests are drawn anew.
+    the latest for smoke, the latest `recent` (and rehearsals of the last one) for the full stage, the one before
+    these held out; and the proof in perturbed worlds, where hardware differs and requests are drawn anew.
     """
     alike = [p.window.index for p in past if same_regime(p.window, past[-1].window)]
     searched = tuple(alike[-recent:])
     held_out = alike[-1 - recent : -recent]
     return Stages(
         smoke=EvaluationTask(searched[-1:]),
-        full=EvaluationTask(searched),
+        full=EvaluationTask(searched, setup.rehearsing if rehearse and setup.rehearsals else 0),
         held_out=EvaluationTask(tuple(held_out)) if held_out else None,
-        perturbed=tuple(EvaluationTask(searched, world) for world in range(1, worlds)),
+        perturbed=tuple(EvaluationTask(searched, world) for world in setup.perturbed),
     )
+
+
+def regime_of(past: PastWindow) -> str:
+    """The kind of load in words: per model requests, prompt and answer lengths in powers of two; devices up."""
+    words = []
+    for model in sorted({r.model for r in past.window.requests}):
+        mine = [r for r in past.window.requests if r.model == model]
+        tokens = sum(r.input_tokens for r in mine) / len(mine), sum(r.output_tokens for r in mine) / len(mine)
+        powers = (round(log2(max(1.0, x))) for x in (len(mine), *tokens))
+        words.append(model + " " + "/".join(str(2**power) for power in powers))
+    up = sum(d.available for d in past.obs.devices)
+    slow = sum(d.available and d.speed < 0.9 for d in past.obs.devices)
+    return "; ".join((*words, f"{up} devices, {slow} slow"))
 
 
 def same_regime(a: Window, b: Window) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +24,7 @@ from hw_profiles.performance import Perturbation
 from loop.compose.evolving import DEFAULT_EVALUATIONS, Evolution, EvolutionConfig
 from loop.compose.jobs import TRUSTED, JobSetup, Told, drain, run_policy, start_pool
 from loop.compose.objective import Objective, window_value
+from loop.compose.rehearsal import changes_for
 from loop.compose.replay import ReplayConfig, replay
 from loop.compose.scoring import FALLBACK, ScoringSetup
 from loop.compose.world import World, WorldSpec, build_world
@@ -50,7 +51,7 @@ from loop.runner.results import (
     WindowInfo,
 )
 from loop.runner.table import Progress
-from strategy.baselines import list_baselines, load_baseline
+from strategy.baselines import list_baselines, load_baseline, tuned_baseline
 
 EVOLVING = "evolving"
 ORACLE = "oracle"
@@ -59,7 +60,6 @@ MAIN_MODELS = ("llama-3.1-70b",)
 MAIN_WINDOW_S = 150.0
 HIDDEN_SPREAD = 0.2
 EVOLUTION_SPREAD = 0.15
-EVOLUTION_WORLDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,8 @@ class ExperimentConfig:
     slo: Slo = field(default_factory=Slo)
     objective: Objective = Objective.TIME
     baselines: tuple[str, ...] = ()
+    tuned: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
+    """Constants of baselines, by name, that are not those they come with."""
     users: tuple[PolicySource, ...] = ()
     """Policies of the user's own: run in a sandbox, beside the baselines."""
     first: str = FALLBACK
@@ -122,6 +124,7 @@ class Experiment:
         self._out = out
         self.on_progress: Callable[[], None] = lambda: None
         self._systems: list[SystemResult] = []
+        self._evolution_cpu_s = 0.0
         nominal = WorldSpec(config.cluster, config.models, seed=config.seed)
         self._nominal = build_world(nominal)
         self._judged_spec = judged_world(nominal, config.seed)
@@ -143,7 +146,8 @@ class Experiment:
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             evolution = stack.enter_context(self._evolution())
             self.status = "baselines"
-            sources = {name: baseline_source(name) for name in config.baselines}
+            tuned = {name: dict(constants) for name, constants in config.tuned}
+            sources = {name: baseline_source(name, tuned.get(name)) for name in config.baselines}
             sources |= {u.name: u for u in config.users}
             self._run_all(pool, queue, sources, kinds)
             self.status = "the evolving system, with its evolution beside it"
@@ -166,9 +170,15 @@ class Experiment:
         nominal = self._nominal.spec
         worlds = [nominal] + [
             replace(nominal, perturbation=Perturbation(seed=1_000 + k, spread=EVOLUTION_SPREAD), seed=k)
-            for k in range(1, EVOLUTION_WORLDS + 1)
+            for k in range(1, self.config.evolution.worlds + 1)
         ]
-        setup = ScoringSetup(tuple(worlds), self._nominal.options, self._replay_config, self.config.objective)
+        setup = ScoringSetup(
+            tuple(worlds),
+            self._nominal.options,
+            self._replay_config,
+            self.config.objective,
+            changes_for(self._nominal) if self.config.evolution.rehearse else (),
+        )
         return Evolution(
             setup,
             baseline_source(self.config.first),
@@ -255,6 +265,7 @@ class Experiment:
                 on_window=tell,
             )
             evolution.finish()
+            self._evolution_cpu_s = evolution.cpu_s
             journal.finish()
         return run
 
@@ -329,7 +340,7 @@ class Experiment:
             last=background.served[-1],
             policies=tuple(background.served),
             evolution=tuple(background.records),
-            cost=background.cost,
+            cost=replace(background.cost, cpu_s=self._evolution_cpu_s),
             notes=tuple(f"{k}: {v}" for k, v in self._workload.notes.items()),
             requests=sum(len(w.requests) for w in self._windows),
         )
@@ -346,10 +357,12 @@ def judged_world(nominal: WorldSpec, seed: int) -> WorldSpec:
     )
 
 
-def baseline_source(name: str) -> PolicySource:
-    """A baseline as a value that other processes know to be trusted package code."""
-    policy = load_baseline(name)
-    return replace(policy.as_source(), operator=TRUSTED)
+def baseline_source(name: str, constants: Mapping[str, float] | None = None) -> PolicySource:
+    """A baseline as a value that other processes know to be trusted package code, maybe with other constants."""
+    policy = tuned_baseline(name, constants) if constants else load_baseline(name)
+    note = "tuned: " + ", ".join(f"{k} {v:g}" for k, v in constants.items()) if constants else ""
+    source = policy.as_source()
+    return replace(source, operator=TRUSTED, note=note or source.note)
 
 
 def window_info(window: Window) -> WindowInfo:

@@ -20,8 +20,10 @@ from loop.compose.scoring import FALLBACK
 from loop.compose.world import World, WorldSpec, build_world
 from loop.contracts import DeploymentOption, PolicySource, RunResult, Window, WindowResult
 from loop.logs import configure_logging
-from strategy.baselines import list_baselines, load_baseline
+from strategy.baselines import list_baselines, load_baseline, tuned_baseline
 from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits
+from strategy.evolve.synthesise.constants import find_constants
+from strategy.policy import ModulePolicy
 
 Told = tuple[str, int, float, float]
 """(system, windows done, total seconds of virtual time so far, TTFT p99 of the window)."""
@@ -75,11 +77,18 @@ def run_policy(system: str, source: PolicySource) -> RunResult:
 
     fallback = load_baseline(FALLBACK)
     if source.operator == TRUSTED and source.name in list_baselines():
-        return replay(
-            _world, load_baseline(source.name), fallback, _setup.windows, _setup.config, on_window=tell
-        )
+        return replay(_world, trusted(source), fallback, _setup.windows, _setup.config, on_window=tell)
     with SandboxedPolicy(source, SandboxLimits().patient()) as policy:
         return replay(_world, policy, fallback, _setup.windows, _setup.config, on_window=tell)
+
+
+def trusted(source: PolicySource) -> ModulePolicy:
+    """The baseline of that name, with the constants that the source states; nothing else of it is used."""
+    plain = load_baseline(source.name)
+    known = {c.name: c.value for c in find_constants(plain.source)}
+    stated = {c.name: c.value for c in find_constants(source.source)}
+    changed = {name: value for name, value in stated.items() if known.get(name, value) != value}
+    return tuned_baseline(source.name, changed) if changed else plain
 
 
 def drain(queue: Queue[Told]) -> Iterable[Told]:

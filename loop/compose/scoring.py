@@ -14,16 +14,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from loop.compose.objective import Objective, score
+from loop.compose.rehearsal import Stage, rehearse
 from loop.compose.replay import ReplayConfig, Start, replay
-from loop.compose.world import WorldSpec, build_world
+from loop.compose.world import World, WorldSpec, build_world
 from loop.contracts import (
     Death,
     DeploymentOption,
     Evaluation,
     EvaluationTask,
+    Observation,
     Policy,
     PolicyCrashed,
     PolicyFault,
@@ -41,6 +44,9 @@ from strategy.evolve.worker.untrusted import load_untrusted
 FALLBACK = "least_loaded"
 """The baseline that answers where a policy fails."""
 
+REHEARSALS_AT_A_TIME = 3
+"""Changes that one evaluation rehearses; they take turns from window to window."""
+
 ENTRY = "loop.compose.scoring:make"
 
 
@@ -53,6 +59,18 @@ class ScoringSetup:
     options: tuple[DeploymentOption, ...]
     config: ReplayConfig
     objective: Objective
+    rehearsals: tuple[str, ...] = ()
+    """Changes that are rehearsed, see loop.compose.rehearsal."""
+
+    @property
+    def perturbed(self) -> tuple[int, ...]:
+        """The perturbed worlds."""
+        return tuple(range(1, len(self.worlds)))
+
+    @property
+    def rehearsing(self) -> int:
+        """The world in which the windows are as they were, and the last one is also had with each change."""
+        return len(self.worlds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +79,18 @@ class Segment:
 
     windows: tuple[Window, ...]
     start: Start
+    as_one: bool = False
+    """One figure for all its windows: what a change costs in the first, it earns in the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One replay: these windows in this world (an index into `worlds`), from there."""
+
+    world: int
+    windows: Sequence[Window]
+    start: Start
+    as_one: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +117,39 @@ def make(init_payload: bytes) -> Callable[[bytes], bytes]:
             policy = load_untrusted(job.policy.source, job.policy.name)
         except Exception as error:  # noqa: BLE001 - foreign code
             return _dumps({"death": Death.ERROR, "detail": f"{type(error).__name__}: {error}"[:300]})
+        began = time.process_time()
+        scenes = list(_scenes(setup, worlds, job))
         runs = [
-            replay(
-                worlds[job.world],
-                policy,
-                fallback,
-                [redraw(w, job.world) for w in s.windows] if job.world else s.windows,
-                setup.config,
-                start=s.start,
-            )
-            for s in job.segments
+            replay(worlds[s.world], policy, fallback, s.windows, setup.config, start=s.start) for s in scenes
         ]
-        return _dumps(_verdict(runs, setup.objective))
+        verdict = _verdict(runs, setup.objective, [s.as_one for s in scenes])
+        return _dumps(verdict | {"cpu_s": time.process_time() - began})
 
     return serve
+
+
+def _scenes(setup: ScoringSetup, worlds: Sequence[World], job: ScoringJob) -> Iterator[Scene]:
+    """Each replay that a job asks for: the segments as they were in the nominal world, with requests drawn anew
+    in a perturbed one; where changes are rehearsed, also the last segment with some of them, in the perturbed
+    worlds by turns.
+    """
+    if 0 < job.world < setup.rehearsing:
+        for s in job.segments:
+            yield Scene(job.world, [redraw(w, job.world) for w in s.windows], s.start, as_one=s.as_one)
+        return
+    for s in job.segments:
+        yield Scene(0, s.windows, s.start, as_one=s.as_one)
+    if job.world != setup.rehearsing or not job.segments:
+        return
+    last = job.segments[-1]
+    down = frozenset(d.id for d in last.start.obs.devices if not d.available)
+    turn = last.windows[-1].index
+    for number in range(min(REHEARSALS_AT_A_TIME, len(setup.rehearsals))):
+        place = (turn * REHEARSALS_AT_A_TIME + number) % len(setup.rehearsals)
+        world = 1 + place % len(setup.perturbed) if setup.perturbed else 0
+        stage = Stage.of(worlds[world], down)
+        windows = [rehearse(setup.rehearsals[place], w, stage, turn) for w in last.windows[-2:]]
+        yield Scene(world, windows, last.start, as_one=True)
 
 
 def redraw(window: Window, seed: int) -> Window:
@@ -123,13 +172,18 @@ def redraw(window: Window, seed: int) -> Window:
     return replace(window, requests=requests)
 
 
-def _verdict(runs: Sequence[RunResult], objective: Objective) -> dict[str, Any]:
+def _verdict(runs: Sequence[RunResult], objective: Objective, as_one: Sequence[bool]) -> dict[str, Any]:
     """A score, or death by the first fault: a candidate that needs its fallback is not a candidate."""
     faults = [run.faults for run in runs if run.faults.total]
     if faults:
         death = Death.INFEASIBLE if faults[0].infeasible else Death.ERROR
         return {"death": death, "detail": "; ".join(faults[0].examples)[:500]}
-    return {"score": asdict(_sum([score(run, objective) for run in runs]))}
+    scores = [score(run, objective) for run in runs]
+    joined = [
+        replace(s, per_window=(sum(s.per_window),)) if one else s
+        for s, one in zip(scores, as_one, strict=True)
+    ]
+    return {"score": asdict(_sum(joined))}
 
 
 def _sum(scores: Sequence[Score]) -> Score:
@@ -155,39 +209,86 @@ def _dumps(answer: Mapping[str, Any]) -> bytes:
 
 
 class TwinEvaluator:
-    """An Evaluator (port) over a pool of locked scoring workers."""
+    """An Evaluator (port) over a pool of locked scoring workers.
 
-    def __init__(self, pool: WorkerPool, *, deadline_s: float = 30.0) -> None:
+    Where changes are rehearsed, the objective is the mean of what the windows took and of what the rehearsals
+    took, each against `reference` on the same: seconds of a rehearsed flood do not drown those of the past.
+    """
+
+    def __init__(
+        self, pool: WorkerPool, setup: ScoringSetup, reference: PolicySource, *, deadline_s: float = 30.0
+    ) -> None:
         self._pool = pool
+        self._setup = setup
+        self._reference = reference
         self._deadline_s = deadline_s
         self._past: dict[int, PastWindow] = {}
+        self._now: Observation | None = None
+        self._expected: dict[EvaluationTask, tuple[float, ...]] = {}
         self.evaluations = 0
         self.windows = 0
         """Simulated windows, over all evaluations: what budgets are compared in."""
+        self.cpu_s = 0.0
+        """CPU time that the workers say they spent in replays."""
         self.objectives: dict[tuple[str, EvaluationTask], float] = {}
         """Of policies (by digest) on tasks, as far as they have a score."""
 
-    def learn(self, past: Sequence[PastWindow]) -> None:
-        """These windows are past now: tasks may name them."""
+    def learn(self, past: Sequence[PastWindow], now: Observation | None = None) -> None:
+        """These windows are past now: tasks may name them. `now` None: they are replayed from where they began;
+        else as if they came next, from what is seen now: a policy that learns from what it sees has seen them.
+        """
         self._past = {p.window.index: p for p in past}
+        self._now = now
+        self._expected.clear()
+        self.objectives.clear()
 
     def evaluate(
         self, jobs: Sequence[tuple[PolicySource, EvaluationTask]]
     ) -> Iterator[tuple[int, Evaluation]]:
         """Score each (policy, task); the answers come in the order in which they are done."""
+        unknown = {t for _, t in jobs if t.world == self._setup.rehearsing and t not in self._expected}
+        references = [(self._reference, task) for task in sorted(unknown, key=lambda t: t.windows)]
+        for index, evaluation in self._run(references):
+            score = evaluation.score
+            self._expected[references[index][1]] = score.per_window if score is not None else ()
+        for index, evaluation in self._run(jobs):
+            policy, task = jobs[index]
+            weighed = self._weighed(task, evaluation)
+            if weighed.score is not None:
+                self.objectives[policy.digest, task] = weighed.score.objective
+            yield index, weighed
+
+    def _run(self, jobs: Sequence[tuple[PolicySource, EvaluationTask]]) -> Iterator[tuple[int, Evaluation]]:
         payloads = [PoolJob(pickle.dumps(self._job(policy, task)), self._deadline_s) for policy, task in jobs]
         for index, answer in self._pool.run(payloads):
             policy, task = jobs[index]
             self.evaluations += 1
             self.windows += len(task.windows)
-            evaluation = self._evaluation(policy, answer)
-            if evaluation.score is not None:
-                self.objectives[policy.digest, task] = evaluation.score.objective
-            yield index, evaluation
+            if task.world == self._setup.rehearsing:
+                self.windows += 2 * min(REHEARSALS_AT_A_TIME, len(self._setup.rehearsals))
+            yield index, self._evaluation(policy, answer)
+
+    def _weighed(self, task: EvaluationTask, evaluation: Evaluation) -> Evaluation:
+        """With an objective in which the rehearsals count as much as the past does."""
+        expected, score = self._expected.get(task, ()), evaluation.score
+        if task.world != self._setup.rehearsing or score is None or len(expected) != len(score.per_window):
+            return evaluation
+        relative = [v / e if e > 0 else 1.0 for v, e in zip(score.per_window, expected, strict=True)]
+        n = 1 if self._now is not None else len(task.windows)
+        past_s, usual_s = sum(score.per_window[:n]), sum(expected[:n])
+        parts = [past_s / usual_s if usual_s > 0 else 1.0]
+        if relative[n:]:
+            parts.append(fmean(relative[n:]))
+        return replace(evaluation, score=replace(score, objective=usual_s * fmean(parts)))
 
     def segments(self, indices: Sequence[int]) -> tuple[Segment, ...]:
-        """Group window indices into runs of consecutive ones."""
-        return past_segments([self._past[i] for i in sorted(indices)])
+        """Runs of consecutive windows; or all of them as the next ones."""
+        named = [self._past[i] for i in sorted(indices)]
+        return past_segments(named) if self._now is None else (as_next(named, self._now, self._latest),)
+
+    @property
+    def _latest(self) -> PastWindow:
+        return self._past[max(self._past)]
 
     def _job(self, policy: PolicySource, task: EvaluationTask) -> ScoringJob:
         return ScoringJob(policy, self.segments(task.windows), task.world)
@@ -208,7 +309,9 @@ class TwinEvaluator:
                 return Evaluation(policy.digest, None, Death(reply["death"]), str(reply["detail"])[:500])
             fields = reply["score"]
             fields["per_window"] = tuple(float(v) for v in fields["per_window"])
-            return Evaluation(policy.digest, Score(**fields))
+            took_s = min(max(0.0, float(reply["cpu_s"])), self._deadline_s)
+            self.cpu_s += took_s
+            return Evaluation(policy.digest, Score(**fields), wall_s=took_s)
         except (ValueError, KeyError, TypeError) as error:
             # The worker runs foreign code: whatever it sends that is no answer is the candidate's death.
             return Evaluation(policy.digest, None, Death.CRASH, f"unreadable answer: {error}"[:300])
@@ -225,20 +328,27 @@ def past_segments(past: Sequence[PastWindow]) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
+def as_next(past: Sequence[PastWindow], now: Observation, latest: PastWindow) -> Segment:
+    """Past windows as if they came next, twice when it is one alone: whatever lies in wait, it goes on for a
+    while. What happened to devices in them has happened, and shows in `now`.
+    """
+    chosen = [p.window for p in past] if len(past) > 1 else [past[0].window] * 2
+    windows = tuple(replace(w, index=now.tick + number, events=()) for number, w in enumerate(chosen))
+    return Segment(windows, Start(now, latest.obs), as_one=True)
+
+
 def score_apart(
-    setup: ScoringSetup, policy: Policy, past: Sequence[PastWindow], *, world: int = 0
+    setup: ScoringSetup, policy: Policy, segments: Sequence[Segment], *, world: int = 0
 ) -> Evaluation:
-    """Score a finalist once more, the twin in this process and the policy in its own.
+    """Score a finalist once more on segments, the twin in this process and the policy in its own.
 
     A candidate that shares the twin's memory could write its own marks; here it cannot.
     """
     began = time.monotonic()
     built = build_world(setup.worlds[world], setup.options)
     fallback = load_baseline(FALLBACK)
-    runs = [
-        replay(built, policy, fallback, s.windows, setup.config, start=s.start) for s in past_segments(past)
-    ]
-    verdict = _verdict(runs, setup.objective)
+    runs = [replay(built, policy, fallback, s.windows, setup.config, start=s.start) for s in segments]
+    verdict = _verdict(runs, setup.objective, [s.as_one for s in segments])
     wall_s = time.monotonic() - began
     if "score" in verdict:
         return Evaluation(policy.digest, Score(**verdict["score"]), wall_s=wall_s)

@@ -68,11 +68,11 @@ class Exchange:
     answer: str
     """Empty when none came."""
     outcome: str
-    """`candidate`, or why there is none: `no-code`, `truncated`, `refusal`, `bad-diff`, `static`, `timeout`,
-    `rate-limit`, `server-error`, `connection`, `client-error`."""
+    """`candidate`, or why there is none: `no-code`, `truncated`, `refusal`, `bad-diff`, `static`,
+    `duplicate`, `timeout`, `rate-limit`, `server-error`, `connection`, `client-error`, `cancelled`."""
     detail: str = ""
     digest: str | None = None
-    """Of the candidate that it gave."""
+    """Of the candidate that it gave, or repeated."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0

@@ -135,6 +135,8 @@ class Demand:
     """Share of the finished requests that met the SLO (1.0 when none finished)."""
     prefix_hit: float
     """Share of prompt tokens served from the prefix cache."""
+    output_tokens_max: float = 0.0
+    """The longest answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from loop.contracts.evolution import Evaluation, EvaluationTask, PolicySource, SynthesisCost
+from loop.contracts.evolution import Evaluation, EvaluationTask, PolicySource, Score, SynthesisCost
 from loop.contracts.observation import DeviceView, Observation, ReplicaView, RequestView
 from loop.contracts.plan import Plan
 from loop.contracts.results import Reconfiguration, RequestRecord, Resources
@@ -185,6 +185,10 @@ class Parent:
     policy: PolicySource
     objective: float
     """Lower is better; comparable within one generation."""
+    score: Score | None = None
+    """Of the full stage; None: not known."""
+    window_ratios: tuple[float, ...] = ()
+    """Objective of each window of the full stage against the incumbent's; empty: not known."""
 
 
 class Synthesiser(Protocol):

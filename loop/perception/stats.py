@@ -63,6 +63,11 @@ class LogHistogram:
         """Exact; 0.0 of nothing."""
         return self.total / self.count if self.count else 0.0
 
+    @property
+    def maximum(self) -> float:
+        """Exact; 0.0 of nothing."""
+        return self._max
+
     def quantile(self, q: float) -> float:
         """The value below which a share `q` of all lie; 0.0 of nothing."""
         return self.quantiles((q,))[0]
@@ -177,4 +182,5 @@ class StatsCollector:
             tpot_p99_s=tpot99,
             goodput=self.good / self.finished if self.finished else 1.0,
             prefix_hit=self.cached_tokens / self.input_tokens if self.input_tokens else 0.0,
+            output_tokens_max=self.outputs.maximum,
         )

@@ -1,17 +1,24 @@
-"""Evolution beside serving: past windows go in, at the next monitoring point a proven policy comes out."""
+"""Evolution beside serving: past windows go in, proven policies come out and go live."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from loop.contracts import Observation, Policy, PolicyFault, PolicySource, Window, WindowResult
+import structlog
+
+from loop.contracts import Observation, Policy, PolicySource, RequestRecord, Window, WindowResult
+from loop.contracts.live import Counterfactual, LivePort, LiveQuestion, LiveRecord, Stage
+from loop.guard import GuardedPolicy, plan_problems
 from loop.journal import EvolutionRecord, Journal
 from loop.runner.results import EvolutionCost
+from strategy.live import Live, LiveConfig
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,9 @@ class EvolutionStep:
     deaths: dict[str, int] = field(default_factory=dict)
     gain: float = 0.0
     """Predicted share of the objective that the champion saves, on windows that it was not made on."""
+    proven_after_s: float | None = None
+    """Wall seconds after the beginning of the step at which the champion was proven, when it went on after
+    that; None: at its end."""
 
 
 class StepRunner(Protocol):
@@ -48,13 +58,40 @@ class StepRunner(Protocol):
         """Must return soon after `stop` is set."""
 
 
-class BackgroundEvolution:
-    """A source of policies for the controller (its PolicySourcePort).
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What was done beside one or more windows. Times in wall seconds after the beginning."""
 
-    At a monitoring point the step that ran while the last window was served is collected, and the next one
-    begins on what is past now. A champion takes over only when serving has gone on, on its own clock, for as
-    long as the step took on ours: evolution is never free of time. A policy that makes faults while it serves
-    is taken back at the next monitoring point, and is not promoted again.
+    step: EvolutionStep
+    proven_s: float
+    took_s: float
+    question: LiveQuestion | None
+    values: Mapping[str, Sequence[float]]
+    judged_s: float
+
+
+_NO_STEP = EvolutionStep(None, "")
+_ENDS = (Stage.PROMOTED, Stage.REFUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposal:
+    """A champion of a step, and when it may take over."""
+
+    step: EvolutionStep
+    champion: PolicySource
+    incumbent: str
+    ready_s: float
+
+
+class BackgroundEvolution:
+    """A source of policies for the controller (its PolicySourcePort and KillSwitch).
+
+    At a monitoring point the work that was done beside the last window is collected, and the next begins on
+    what is past now: first the question that the live layer asks of simulated worlds, then a step of
+    evolution. Answer and champion count only when serving has gone on, on its own clock, for as long as it
+    took on ours to come by them: evolution is never free of time. What then becomes of a champion is for
+    `live` to say.
     """
 
     def __init__(
@@ -67,33 +104,54 @@ class BackgroundEvolution:
         on_step: Callable[[EvolutionRecord], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         last_tick: int | None = None,
+        live: LivePort | None = None,
+        counterfactual: Counterfactual | None = None,
+        objective: Callable[[WindowResult], float] = lambda result: result.total_s,
+        waits: bool = True,
     ) -> None:
-        """`last_tick`: no step begins there, since nothing could come of it; None: the end is not known."""
+        """`last_tick`: no step begins there, since nothing could come of it; None: the end is not known.
+        `live`: None is `Live` with `LiveConfig.immediate()`. `counterfactual`: None asks nothing of simulated
+        worlds. `objective`: of a window as it really was, in the unit of the counterfactuals. `waits`: on
+        virtual time, which stands still meanwhile, work is waited for; a real system collects it when done.
+        """
         self._step = step
-        self._load = load
+        self._counterfactual = counterfactual
+        self._objective = objective
         self._journal = journal
         self._on_step = on_step
         self._clock = clock
+        self._waits = waits
+        self._last_tick = last_tick
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evolution")
         self._stop = threading.Event()
+        self._rest = threading.Event()
         self._past: list[PastWindow] = []
-        self._running: Future[tuple[EvolutionStep, float]] | None = None
+        self._running: Future[_Work] | None = None
         self._began_s = 0.0
         self._began_tick = 0
+        self._began_with = ""
         self._busy_until_s = 0.0
-        self._last_tick = last_tick
-        self._waiting: tuple[PolicySource, EvolutionStep, float] | None = None
-        self._banned: set[str] = set()
-        self._roll_back = False
-        self.served: list[PolicySource] = [first]
-        """Each policy that served, in order; the last one serves now."""
+        self._proposal: _Proposal | None = None
+        self._proposed: dict[str, EvolutionStep] = {}
+        self._answer: tuple[LiveQuestion, Mapping[str, Sequence[float]], float] | None = None
+        self.live = live or Live(
+            first, load, LiveConfig.immediate(), guard=GuardedPolicy, check=plan_problems, waits=waits
+        )
+        self._champion = self.live.champion.digest
+        self.now: Observation | None = None
+        """What was seen at the last monitoring point."""
         self.records: list[EvolutionRecord] = []
         self.cost = EvolutionCost()
 
     @property
+    def served(self) -> list[PolicySource]:
+        """Each policy that served, in order."""
+        return list(self.live.served)
+
+    @property
     def incumbent(self) -> PolicySource:
-        """The policy that serves now."""
-        return self.served[-1]
+        """The champion: what serves now, a canary aside."""
+        return self.live.champion
 
     @property
     def past(self) -> tuple[PastWindow, ...]:
@@ -101,102 +159,155 @@ class BackgroundEvolution:
         return tuple(self._past)
 
     def next_policy(self, obs: Observation) -> Policy | None:
-        """Collect the step that ran, maybe hand over, and start the next one."""
+        """Collect the work that was done, let the live layer decide, and begin the next work."""
         self._collect()
-        policy = self._take_back(obs) or self._hand_over(obs)
-        idle = obs.now_s >= self._busy_until_s and obs.tick != self._last_tick
-        if self._past and idle and not self._stop.is_set():
-            self._began_s, self._began_tick = obs.now_s, obs.tick
-            self._running = self._pool.submit(self._timed_step, self.incumbent, tuple(self._past))
+        self._hand_on(obs)
+        self.now = obs
+        policy = self.live.next_policy(obs)
+        self._journal_live()
+        self._begin(obs)
+        return policy
+
+    def urgent_policy(self, obs: Observation) -> Policy | None:
+        """The safe baseline, when an operator has pulled the kill switch within the window."""
+        policy = self.live.urgent_policy(obs)
+        self._journal_live()
         return policy
 
     def window_ended(self, window: Window, result: WindowResult, obs: Observation) -> None:
-        """Remember a window; faults of an evolved policy call for its predecessor."""
+        """Remember a window."""
         previous = self._past[-1].obs if self._past else None
         self._past.append(PastWindow(window, obs, result, previous))
-        if result.faults.total and self.incumbent.digest != self.served[0].digest:
-            self._roll_back = True
+        self.live.window_ended(result, self._objective(result))
+
+    def finished(self, record: RequestRecord) -> None:
+        """A record sink: a canary by traffic learns from each request that is over."""
+        self.live.finished(record)
 
     def stop(self) -> None:
         """Ask the step that runs to end soon; no further one begins."""
         self._stop.set()
+        self._rest.set()
 
     def close(self) -> None:
-        """Stop the step that runs, and wait for it."""
+        """Stop the step that runs, wait for it, and end the policies that were loaded."""
         self.stop()
-        self._collect()
+        self._collect(wait=True)
         self._pool.shutdown(wait=True)
+        self.live.close()
 
-    def _timed_step(
-        self, incumbent: PolicySource, past: tuple[PastWindow, ...]
-    ) -> tuple[EvolutionStep, float]:
-        began = self._clock()
-        try:
-            step = self._step(incumbent, past, self._stop)
-        except Exception as error:  # noqa: BLE001 - whatever fails in evolution, serving goes on
-            step = EvolutionStep(None, f"the step failed: {type(error).__name__}: {error}")
-        return step, self._clock() - began
+    # -- the work beside serving ---------------------------------------------------------------------------
 
-    def _collect(self) -> None:
-        if self._running is None:
+    def _begin(self, obs: Observation) -> None:
+        if not self.live.evolving:
+            self._rest.set()
             return
-        step, wall_s = self._running.result()
-        self._running = None
+        idle = self._running is None and obs.now_s >= self._busy_until_s and obs.tick != self._last_tick
+        if not (self._past and idle) or self._stop.is_set():
+            return
+        self._rest = threading.Event()
+        self._began_s, self._began_tick, self._began_with = obs.now_s, obs.tick, self.incumbent.digest
+        question = self.live.question() if self._counterfactual is not None else None
+        self._running = self._pool.submit(self._work, self.incumbent, tuple(self._past), question, self._rest)
+
+    def _work(
+        self,
+        incumbent: PolicySource,
+        past: tuple[PastWindow, ...],
+        question: LiveQuestion | None,
+        rest: threading.Event,
+    ) -> _Work:
+        began = self._clock()
+        values: Mapping[str, Sequence[float]] = {}
+        if question is not None and self._counterfactual is not None:
+            try:
+                values = self._counterfactual(question.policies, question.windows)
+            except Exception as error:  # noqa: BLE001 - whatever fails beside serving, serving goes on
+                _log.warning(
+                    "a question to simulated worlds failed", reason=f"{type(error).__name__}: {error}"
+                )
+                question = None
+        judged_s = self._clock() - began if question is not None else 0.0
+        try:
+            if question is not None and self.live.disappoints(question, values):
+                step = EvolutionStep(None, f"{incumbent.name} disappoints: no step begins from it")
+            else:
+                step = self._step(incumbent, past, rest)
+        except Exception as error:  # noqa: BLE001
+            step = EvolutionStep(None, f"the step failed: {type(error).__name__}: {error}")
+        took_s = self._clock() - began
+        proven_s = took_s if step.proven_after_s is None else min(took_s, judged_s + step.proven_after_s)
+        return _Work(step, proven_s, took_s, question, values, judged_s)
+
+    def _collect(self, *, wait: bool = False) -> None:
+        if self._running is None or not (wait or self._waits or self._running.done()):
+            return
+        work, self._running = self._running.result(), None
+        step = work.step
         self.cost = EvolutionCost(
             self.cost.evaluations + step.evaluations,
             self.cost.candidates + step.candidates,
-            self.cost.wall_s + wall_s,
+            self.cost.wall_s + work.took_s,
         )
-        self._busy_until_s = self._began_s + wall_s
-        champion = step.champion
-        if champion is not None and champion.digest not in self._banned:
-            self._waiting = (champion, step, self._busy_until_s)
+        self._busy_until_s = self._began_s + work.took_s
+        if work.question is not None:
+            self._answer = (work.question, work.values, self._began_s + work.judged_s)
+        if step.champion is None:
+            self._record(self._began_tick, self._began_with, None, step.reason, step)
         else:
-            self._record(self._began_tick, None, step.reason, step)
+            ready_s = self._began_s + work.proven_s
+            self._proposal = _Proposal(step, step.champion, self._began_with, ready_s)
 
-    def _hand_over(self, obs: Observation) -> Policy | None:
-        if self._waiting is None or obs.now_s < self._waiting[2]:
-            return None
-        champion, step, _ = self._waiting
-        self._waiting = None
-        if champion.digest == self.incumbent.digest:
-            return None
-        return self._serve(obs.tick, champion, step.reason, step)
+    def _hand_on(self, obs: Observation) -> None:
+        """Give the live layer what has had its time."""
+        if self._answer is not None and obs.now_s >= self._answer[2]:
+            question, values, _ = self._answer
+            self._answer = None
+            self.live.judged(question, values)
+        proposal = self._proposal
+        if proposal is None or obs.now_s < proposal.ready_s:
+            return
+        self._proposal = None
+        step, champion = proposal.step, proposal.champion
+        if proposal.incumbent != self.incumbent.digest:
+            refusal = f"{champion.name} was proven against another champion"
+        else:
+            refusal = self.live.propose(champion, step.reason, step.gain)
+        if refusal:
+            self._record(obs.tick, self.incumbent.digest, None, refusal, step)
+        else:
+            self._proposed[champion.digest] = step
 
-    def _take_back(self, obs: Observation) -> Policy | None:
-        if not self._roll_back:
-            return None
-        self._roll_back = False
-        bad = self.incumbent
-        self._banned.add(bad.digest)
-        good = next((p for p in reversed(self.served) if p.digest not in self._banned), self.served[0])
-        if self._waiting is not None:
-            self._record(
-                obs.tick, None, f"{self._waiting[0].name} was proven against {bad.name}", self._waiting[1]
-            )
-            self._waiting = None
-        reason = f"{bad.name} ({bad.digest}) made faults while it served: back to {good.name}"
-        return self._serve(obs.tick, good, reason, EvolutionStep(good, reason))
+    # -- the journal ---------------------------------------------------------------------------------------
 
-    def _serve(self, tick: int, policy: PolicySource, reason: str, step: EvolutionStep) -> Policy | None:
-        """Load a policy, and only then let it take over; None: it cannot be loaded."""
-        try:
-            loaded = self._load(policy)
-        except PolicyFault as error:
-            self._banned.add(policy.digest)
-            self._record(tick, None, f"{policy.name} cannot be loaded: {error}", step)
-            return None
-        self._record(tick, policy, reason, step)
-        self.served.append(policy)
-        if self._journal is not None:
-            self._journal.policy(policy)
-        return loaded
+    def _journal_live(self) -> None:
+        """What the live layer did, as records; a change of the champion is a step of evolution too."""
+        for record in self.live.take_records():
+            if self._journal is not None:
+                self._journal.policy(self.live.source(record.policy))
+                self._journal.policy(self.live.source(record.champion))
+                self._journal.went_live(record)
+            self._record_change(record)
 
-    def _record(self, tick: int, champion: PolicySource | None, reason: str, step: EvolutionStep) -> None:
+    def _record_change(self, record: LiveRecord) -> None:
+        before, self._champion = self._champion, record.champion
+        step = self._proposed.pop(record.policy, None) if record.after in _ENDS else None
+        if record.after is Stage.PROMOTED:
+            way = (step.reason, record.reason) if step is not None else (record.reason,)
+            reason = "; ".join(dict.fromkeys(way))
+            self._record(record.tick, before, record.policy, reason, step or _NO_STEP)
+        elif record.after is Stage.ROLLED_BACK:
+            self._record(record.tick, record.policy, record.champion, record.reason, _NO_STEP)
+        elif record.after is Stage.REFUSED:
+            self._record(record.tick, record.champion, None, record.reason, step or _NO_STEP)
+
+    def _record(
+        self, tick: int, incumbent: str, champion: str | None, reason: str, step: EvolutionStep
+    ) -> None:
         record = EvolutionRecord(
             tick=tick,
-            incumbent=self.incumbent.digest,
-            champion=champion.digest if champion else None,
+            incumbent=incumbent,
+            champion=champion,
             reason=reason,
             detail={"deaths": step.deaths, "evaluations": step.evaluations, "gain": step.gain},
         )

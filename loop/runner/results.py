@@ -48,6 +48,8 @@ class EvolutionCost:
     evaluations: int = 0
     candidates: int = 0
     wall_s: float = 0.0
+    cpu_s: float = 0.0
+    """Of all evaluations."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,3 +219,70 @@ def test_faults_of_a_policy_are_counted_and_served_through() -> None:
     assert result.stats.finished == 120
     assert result.faults.errors == 120
     assert "no idea" in result.faults.examples[0]
+
+
+class Turns:
+    """A source that hands over a policy at each tick that it is given for."""
+
+    def __init__(self, policies: dict[int, Policy]) -> None:
+        self._policies = policies
+
+    def next_policy(self, obs: Observation) -> Policy | None:
+        return self._policies.get(obs.tick)
+
+    def window_ended(self, window: Window, result: WindowResult, obs: Observation) -> None:
+        pass
+
+
+class Counting(Replanner):
+    """Counts its monitoring points in its memo."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__()
+        self.name = self.digest = digest
+        self.counted: list[float] = []
+
+    def should_replan(self, obs: Observation, memo: Memo) -> bool:
+        memo["n"] = memo.get("n", 0.0) + 1.0
+        self.counted.append(memo["n"])
+        return False
+
+
+def test_a_policy_that_comes_back_finds_its_memo_and_another_one_begins_with_none() -> None:
+    first, other = Counting("first"), Counting("other")
+    run(first, windows(5), source=Turns({2: other, 3: first}))
+    assert first.counted == [1.0, 2.0, 3.0, 4.0]
+    assert other.counted == [1.0]
+
+
+def test_a_kill_between_two_monitoring_points_decides_the_rescue() -> None:
+    class Killed(Turns):
+        def __init__(self) -> None:
+            super().__init__({})
+            self.asked: list[int] = []
+
+        def urgent_policy(self, obs: Observation) -> Policy | None:
+            self.asked.append(obs.tick)
+            return load_baseline("round_robin")
+
+    class OneNode(Replanner):
+        name = digest = "one-node"
+
+        def should_replan(self, obs: Observation, memo: Memo) -> bool:
+            return False
+
+        def plan(self, obs: Observation, budget_s: float, memo: Memo) -> Plan:
+            assert obs.tick == 0, "asked again, although the kill switch was pulled"
+            full = self._base.plan(obs, budget_s, memo)
+            return Plan(tuple(r for r in full.replicas if r.devices[0].startswith(first_node + "/")))
+
+    first_node = min(world().topology.nodes)
+    leaving: dict[int, tuple[ClusterEvent, ...]] = {
+        1: (ClusterEvent(60.0, EventKind.PREEMPT, first_node, notice_s=2.0),)
+    }
+    source = Killed()
+    result = run(OneNode(), windows(3, 400, events=leaving), source=source)
+    assert source.asked == [1]
+    assert result.stats.finished == 1200
+    assert result.windows[2].policy == load_baseline("round_robin").digest
+    assert result.faults.total == sum(w.faults.total for w in result.windows) == 0

@@ -217,3 +217,88 @@ def test_everything_offered_exists_and_is_described() -> None:
     for name in api.__all__:
         thing = getattr(api, name)
         assert not callable(thing) or thing.__doc__, name
+
+
+class TestMakespan:
+    def layout(self, obs: api.Observation, load: api.Load, **options: float) -> float:
+        return api.plan_makespan_s(obs, api.fill(obs, [load], **options), [load])  # type: ignore[arg-type]
+
+    def test_more_requests_longer_answers_and_fewer_replicas_take_longer(self) -> None:
+        obs = b.observation()
+        base = self.layout(obs, LOAD)
+        assert self.layout(obs, LOAD._replace(requests=4000.0)) > 2.0 * base
+        assert self.layout(obs, LOAD._replace(output_tokens=800.0, output_tokens_p90=1600.0)) > base
+        specs = api.fill(obs, [LOAD])
+        assert api.plan_makespan_s(obs, specs[: len(specs) // 2], [LOAD]) > base
+        assert 0 < base < float("inf")
+
+    def test_nobody_to_serve_it_is_never_and_nothing_to_serve_is_at_once(self) -> None:
+        obs = b.observation()
+        assert api.plan_makespan_s(obs, (), [LOAD]) == float("inf")
+        assert api.plan_makespan_s(obs, (), [LOAD._replace(requests=0.0)]) == 0.0
+        huge = LOAD._replace(input_tokens=1e9)
+        assert self.layout(obs, huge) == float("inf")
+
+    def test_the_slowest_model_counts_and_slow_devices_do(self) -> None:
+        obs = b.observation(models=("tiny", "large"))
+        loads = [LOAD, LOAD._replace(model="large")]
+        specs = api.fill(obs, loads)
+        each = [api.plan_makespan_s(obs, specs, [load]) for load in loads]
+        assert api.plan_makespan_s(obs, specs, loads) == max(each)
+        slow = replace(obs, devices=tuple(replace(d, speed=0.5) for d in obs.devices))
+        assert api.plan_makespan_s(slow, specs, loads) == pytest.approx(2.0 * max(each), rel=0.02)
+
+    def test_long_answers_on_a_slow_replica_are_told_from_throughput(self) -> None:
+        """A few requests: half the throughput gone, and yet no later, since routers keep off slow steps."""
+        obs = b.observation((("big", 8), ("small", 8)))
+        few = LOAD._replace(requests=6.0)
+        kinds = {d.id: d.kind for d in obs.devices}
+        specs = api.fill(obs, [few])
+        fast = tuple(s for s in specs if kinds[s.devices[0]] == "big")
+        slow = tuple(s for s in specs if kinds[s.devices[0]] == "small")
+        assert api.plan_makespan_s(obs, fast, [few]) < api.plan_makespan_s(obs, slow, [few])
+        assert api.plan_makespan_s(obs, specs, [few]) < api.plan_makespan_s(obs, slow, [few])
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.floats(1, 1e5), st.floats(1, 2e4), st.floats(1, 3000))
+    def test_it_is_a_time_for_any_load(self, requests: float, inputs: float, outputs: float) -> None:
+        load = api.Load("tiny", requests, inputs, outputs, 2 * outputs)
+        assert self.layout(b.observation(), load) > 0.0
+
+
+class TestForecast:
+    def test_holt_follows_a_trend_and_never_falls_below_nothing(self) -> None:
+        assert api.holt([]) == 0.0
+        assert api.holt([5.0]) == 5.0
+        assert api.holt([7.0] * 6) == pytest.approx(7.0)
+        rising = api.holt([10.0, 20.0, 30.0, 40.0], 0.8, 0.8)
+        assert rising == pytest.approx(50.0, rel=0.1)
+        assert api.holt([40.0, 20.0, 1.0], 1.0, 1.0) == 0.0
+
+    def test_what_was_released_is_known_and_lengths_of_answers_are_forecast(self) -> None:
+        past = tuple((b.busy("tiny", 100, outputs=o),) for o in (100.0, 200.0, 300.0))
+        obs = replace(b.observation(demands=[b.busy("tiny", 900, outputs=400.0)]), history=past)
+        (load,) = api.expected_loads(obs, 0.9, 0.9)
+        assert load.requests == 900.0
+        assert load.output_tokens > 400.0
+        online = replace(obs, mode=ReplayMode.ONLINE)
+        (load,) = api.expected_loads(online, 0.9, 0.9)
+        assert load.requests > 900.0
+
+    def test_without_history_it_is_the_load_just_seen(self) -> None:
+        obs = b.observation(demands=[b.busy("tiny", 900)])
+        assert api.expected_loads(obs) == api.loads(obs)
+        nothing = b.observation(demands=[])
+        assert api.expected_loads(nothing) == api.loads(nothing)
+
+
+class TestSlowDevices:
+    def test_slow_is_against_the_likes_and_what_is_left_out_gets_no_replica(self) -> None:
+        obs = b.observation()
+        slow = {"n00/0", "n01/3"}
+        obs = replace(obs, devices=tuple(replace(d, speed=0.4 if d.id in slow else 1.0) for d in obs.devices))
+        assert api.slow_devices(obs, 0.7) == slow
+        assert api.slow_devices(obs, 0.3) == frozenset()
+        used = {d for s in api.fill(obs, [LOAD], leave_out=slow) for d in s.devices}
+        assert used
+        assert not used & slow

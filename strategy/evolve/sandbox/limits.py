@@ -19,9 +19,9 @@ class SandboxLimits:
     load_s: float = 5.0
     """For executing the module once."""
     start_s: float = 60.0
-    """For a process to start, import, load its data and lock itself."""
+    """For a template process to start, import and load its data; its workers are forked from it."""
     memory_bytes: int = 512 * MIB
-    """Address space of the worker, the interpreter's own some 50 MiB included."""
+    """Address space of a worker, the interpreter's own some 50 MiB included."""
     cpu_s: int = 24 * 3600
     """CPU time of one worker process over its whole life: the last resort, the deadlines bite long before."""
     max_kills: int = 3
@@ -30,6 +30,12 @@ class SandboxLimits:
     share_cpu: bool = False
     """Bind the worker and the thread that asks it to one CPU: a crossing then costs tens of microseconds
     instead of some 150. For a process whose thread does little else than ask."""
+
+    follow_cpu: bool = True
+    """Else: keep the worker on the CPU from which it is asked, and leave the asking thread free. Waking a
+    process on another, idle CPU costs ten times as much as switching to it."""
+    bubblewrap: bool = True
+    """Start workers inside of bubblewrap where it is installed and works."""
 
     def patient(self) -> SandboxLimits:
         """For replays on virtual time, where a slow machine must not change the outcome: deadlines only for

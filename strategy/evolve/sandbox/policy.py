@@ -7,8 +7,6 @@ import math
 import pickle
 import time
 from collections.abc import Sequence
-from itertools import compress
-from operator import is_not
 from typing import Any
 
 import structlog
@@ -22,27 +20,26 @@ from loop.contracts import (
     PolicyFault,
     PolicySource,
     PolicyTimeout,
-    ReplicaSpec,
     ReplicaView,
     RequestView,
-    Role,
 )
-from strategy.evolve.sandbox.affinity import SharedCpu
+from strategy.evolve.sandbox.affinity import SharedCpu, bind, current_cpu, release
+from strategy.evolve.sandbox.answers import plan_of
+from strategy.evolve.sandbox.frames import PolicyRaisedError, clean, parse
 from strategy.evolve.sandbox.limits import SandboxLimits
-from strategy.evolve.sandbox.process import (
-    PolicyRaisedError,
-    WorkerProcess,
-    WorkerSupply,
-    parse,
-)
-from strategy.evolve.worker import wire
+from strategy.evolve.sandbox.process import WorkerProcess, WorkerSupply
+from strategy.evolve.worker import quick, wire
 
 __all__ = ["PolicyRaisedError", "SandboxedPolicy"]
 
 _log = structlog.get_logger(__name__)
 _ROLE_AT = ReplicaView._fields.index("role")
 _MARSHAL_VERSION = 2  # plain values need no back references, and are written faster without
-_MAX_REPLICAS, _MAX_DEVICES, _MAX_TEXT, _MAX_INT = 4096, 1024, 256, 2**31
+_REPLY_BYTES = wire.DISPATCHED.size - wire.HEADER.size
+_MAX_NUMBER = (1 << 32) - 1
+_MAX_SLOTS = 1 << 16
+_UNBOUND = -1
+_QUICKLY = {wire.DISPATCH: wire.QUICK_DISPATCH, wire.ROUTE: wire.QUICK_ROUTE}
 
 
 class SandboxedPolicy:
@@ -84,7 +81,9 @@ class SandboxedPolicy:
         self._memo: Memo | None = None
         self._mirror: dict[str, float] = {}
         self._obs: Observation | None = None
-        self._sent: dict[str, list[ReplicaView]] = {}
+        self._slots: dict[str, quick.Slot] = {}
+        self._number = 0
+        self._cpu = _UNBOUND
         try:
             self._employ()
         except BaseException:
@@ -106,7 +105,7 @@ class SandboxedPolicy:
     def plan(self, obs: Observation, budget_s: float, memo: Memo) -> Plan:
         """The policy's plan, of the right types; whether it is feasible is for the guard to say."""
         timeout_s = budget_s + self.limits.plan_grace_s
-        return _plan(self._at_monitoring_point(wire.PLAN, obs, budget_s, memo, timeout_s))
+        return plan_of(self._at_monitoring_point(wire.PLAN, obs, budget_s, memo, timeout_s))
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
         """Index into `replicas`. `dispatch` asks for the priority in the same crossing."""
@@ -114,8 +113,8 @@ class SandboxedPolicy:
 
     def priority(self, request: RequestView, replica: ReplicaView, memo: Memo) -> float:
         """Order in the replica's queue."""
-        body = marshal.dumps((self._news(memo), tuple(request), _view(replica)), _MARSHAL_VERSION)
-        return self._exchange(wire.PRIORITY, body, 1)[1]
+        question = (self._next(), self._news(memo), tuple(request), _view(replica))
+        return self._exchange(_frame(wire.PRIORITY, question), 1)[1]
 
     def dispatch(
         self, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo
@@ -149,52 +148,68 @@ class SandboxedPolicy:
     def _cross(
         self, kind: int, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo
     ) -> tuple[int, float]:
-        last = self._sent.get(request.model)
-        changed: tuple[int, ...] | None
-        if last is None or len(last) != len(replicas):
-            changed, views = None, [_view(r) for r in replicas]
-        else:
-            changed = tuple(compress(range(len(last)), map(is_not, replicas, last)))
-            views = [_view(replicas[i]) for i in changed]
-        news = None if memo is self._memo else self._news(memo)
-        body = marshal.dumps((news, tuple(request), changed, views), _MARSHAL_VERSION)
-        if views:
-            self._sent[request.model] = list(replicas)
-        return self._exchange(kind, body, len(replicas))
+        frame = None
+        number = self._next()
+        if memo is self._memo:
+            slot = self._slots.get(request.model)
+            if slot is not None:
+                frame = quick.question(_QUICKLY[kind], number, slot, request, replicas)
+        if frame is None:
+            frame = self._in_full(kind, number, request, replicas, memo)
+        return self._exchange(frame, len(replicas))
 
-    def _exchange(self, kind: int, body: bytes, count: int) -> tuple[int, float]:
+    def _in_full(
+        self, kind: int, number: int, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo
+    ) -> bytes:
+        """A question that brings all replicas, and maybe the memo."""
+        slot = self._slots.get(request.model)
+        if slot is None and len(self._slots) >= _MAX_SLOTS:
+            self._slots.clear()
+        slot = quick.Slot(slot.number if slot else len(self._slots), request.model, replicas)
+        question = (number, self._news(memo), tuple(request), slot.number, list(map(_view, replicas)))
+        frame = _frame(kind, question)
+        self._slots[request.model] = slot
+        return frame
+
+    def _next(self) -> int:
+        """The number of the next question. The answer must bear it: what a worker says unasked is noticed."""
+        self._number = number = self._number + 1 & _MAX_NUMBER
+        return number
+
+    def _exchange(self, frame: bytes, count: int) -> tuple[int, float]:
         """Ask for an index below `count` and a priority."""
+        worker = self._worker
+        if worker is None:
+            raise self._gone()
+        if self._cpu != current_cpu():
+            self._follow()
         try:
-            frame = self._fast(kind, body)
+            reply = worker.exchange(frame, self._route_ms)
         except BaseException as fault:  # noqa: BLE001 - raised again
             raise self._after(fault) from fault.__cause__
-        length, status, index, priority = wire.DISPATCHED.unpack(frame)
-        if length != wire.DISPATCHED.size - wire.HEADER.size or status != wire.OK:
-            raise self._replace(PolicyCrashed("the worker broke the protocol: an answer of the wrong shape"))
+        length, status, number, index, priority = wire.DISPATCHED.unpack(reply)
+        if length != _REPLY_BYTES or status != wire.OK or number != self._number:
+            raise self._replace(PolicyCrashed("the worker broke the protocol: an answer to no question"))
         if not 0 <= index < count:
             raise PolicyError(f"route answered {index} for {count} replicas")
         if priority != priority or priority == -math.inf:  # noqa: PLR0124  NaN
             raise PolicyError(f"priority answered {priority}")
         return index, priority
 
-    def _fast(self, kind: int, body: bytes) -> bytes:
-        """The hot path of `WorkerProcess.ask`: as a rule one write, one poll and one read."""
-        worker = self._worker
-        if worker is None:
-            raise self._gone()
-        deadline = time.monotonic() + self.limits.route_s
-        worker.send(kind, body, deadline)
-        frame = worker.read_now(self._route_ms)
-        if len(frame) == wire.DISPATCHED.size and frame[wire.HEADER.size] == wire.OK:
-            return frame
-        worker.receive(deadline, begun=frame)  # an exception, or an answer in pieces
-        raise PolicyCrashed("the worker broke the protocol: an answer in pieces")
+    def _follow(self) -> None:
+        """Bring the worker to the CPU from which it is asked."""
+        if self._worker is not None and self.limits.follow_cpu and not self.limits.share_cpu:
+            bind(self._worker.pid, current_cpu())
+        self._cpu = current_cpu()
 
     def _at_monitoring_point(
         self, kind: int, obs: Observation, budget_s: float, memo: Memo, timeout_s: float
     ) -> Any:
         if self._shared is not None:
             self._shared.settle()
+        elif self._cpu != _UNBOUND and self._worker is not None:
+            release(self._worker.pid)  # planning takes time that other threads here may have a use for
+            self._cpu = _UNBOUND
         # a memo or an observation that was sent before is not sent again
         changed = memo is not self._memo or dict(memo) != self._mirror
         observed = None if obs is self._obs else pickle.dumps(obs, protocol=5)
@@ -238,7 +253,7 @@ class SandboxedPolicy:
         fresh = Memo()
         try:
             for key, value in told.items():
-                fresh[key] = value
+                fresh[clean(key)] = value
         except (ValueError, TypeError, AttributeError) as error:
             raise PolicyError(f"the memo cannot be taken over: {error!s:.200}") from error
         memo.clear()
@@ -281,18 +296,24 @@ class SandboxedPolicy:
         worker = self._supply.take()
         self._forget()
         try:
-            body = marshal.dumps((self.name, self._source), _MARSHAL_VERSION)
-            worker.ask(wire.LOAD, body, self.limits.load_s)
-        except BaseException:
+            worker.ask(wire.LOAD, self._module(), self.limits.load_s)
+        except BaseException as fault:
             worker.kill()
-            raise
+            if not (isinstance(fault, PolicyCrashed) and worker.orphaned):
+                raise
+            worker = self._supply.take()  # its template had died under it: no fault of the policy
+            worker.ask(wire.LOAD, self._module(), self.limits.load_s)
         self._shared = SharedCpu(worker.pid) if self.limits.share_cpu else None
         self._worker, self.layers = worker, worker.layers
+
+    def _module(self) -> bytes:
+        return marshal.dumps((self.name, self._source), _MARSHAL_VERSION)
 
     def _forget(self) -> None:
         """A fresh worker has seen nothing."""
         self._memo, self._mirror, self._obs = None, {}, None
-        self._sent = {}
+        self._slots = {}
+        self._cpu = _UNBOUND
 
 
 def _view(replica: ReplicaView) -> tuple[Any, ...]:
@@ -300,41 +321,6 @@ def _view(replica: ReplicaView) -> tuple[Any, ...]:
     return (*replica[:_ROLE_AT], replica.role.value, *replica[_ROLE_AT + 1 :])
 
 
-def _plan(answer: Any) -> Plan:
-    """A plan of exactly the right types.
-
-    Raises:
-        PolicyError: names the replica and the field.
-    """
-    if not isinstance(answer, list) or len(answer) != 2 or not isinstance(answer[0], list):
-        raise PolicyError("plan: the answer is no plan")
-    replicas, reason = answer
-    if len(replicas) > _MAX_REPLICAS:
-        raise PolicyError(f"plan: {len(replicas)} replicas, at most {_MAX_REPLICAS}")
-    return Plan(tuple(_spec(i, r) for i, r in enumerate(replicas)), reason[:2000] if _is(reason, str) else "")
-
-
-def _spec(index: int, fields: Any) -> ReplicaSpec:
-    if not isinstance(fields, list) or len(fields) != 7:
-        raise PolicyError(f"plan: replica {index} is no ReplicaSpec")
-    model, devices, tp, pp, role, seqs, tokens = fields
-    if not _is_text(model):
-        raise PolicyError(f"plan: replica {index}: model is {model!r:.60}")
-    if not isinstance(devices, list) or len(devices) > _MAX_DEVICES or not all(map(_is_text, devices)):
-        raise PolicyError(f"plan: replica {index}: devices are {devices!r:.60}")
-    named = {"tp": tp, "pp": pp, "max_num_seqs": seqs, "max_num_batched_tokens": tokens}
-    for name, value in named.items():
-        if not _is(value, int) or not 0 < value < _MAX_INT:
-            raise PolicyError(f"plan: replica {index}: {name} is {value!r:.60}, not a positive int")
-    try:
-        return ReplicaSpec(model, tuple(devices), tp, pp, Role(role), seqs, tokens)
-    except ValueError as error:
-        raise PolicyError(f"plan: replica {index}: role is {role!r:.60}") from error
-
-
-def _is_text(value: Any) -> bool:
-    return _is(value, str) and len(value) <= _MAX_TEXT
-
-
-def _is(value: Any, kind: type) -> bool:
-    return value.__class__ is kind
+def _frame(kind: int, question: tuple[Any, ...]) -> bytes:
+    body = marshal.dumps(question, _MARSHAL_VERSION)
+    return wire.REQUEST_HEAD.pack(len(body) + 1, kind) + body

@@ -1,81 +1,56 @@
-"""A locked process that runs a trusted entry point on foreign material, e.g. the twin and a candidate."""
+"""A trusted entry point on foreign material, e.g. the twin and a candidate, in locked processes."""
 
 from __future__ import annotations
 
-from loop.contracts import PolicyCrashed, PolicyTimeout
-from strategy.evolve.sandbox.limits import MIB, SandboxLimits
-from strategy.evolve.sandbox.process import WorkerProcess
-from strategy.evolve.worker import wire
-
-SCORING_LIMITS = SandboxLimits(memory_bytes=4096 * MIB)
-"""Room for a simulator, its workload and numpy's address space."""
+from strategy.evolve.sandbox.limits import SandboxLimits
+from strategy.evolve.sandbox.pool import PoolJob, WorkerPool
 
 
 class SandboxedWorker:
-    """Serves `call` by an entry point `module:function` in a locked process.
+    """Serves `call` by an entry point `module:function`, each call in a locked process of its own.
 
-    The function is imported and called with `init_payload` before the process locks itself (it may read files
-    and import there, and nowhere else), and returns what then answers each call: bytes to bytes. Candidates
-    come by call; the entry loads them with `strategy.evolve.worker.untrusted.load_untrusted`.
+    The function is imported and called with `init_payload` once, in a process that is not locked and never
+    runs foreign code (it may read files and import there, and nowhere else), and returns what then answers
+    each call: bytes to bytes. Candidates come by call; the entry loads them with
+    `strategy.evolve.worker.untrusted.load_untrusted`.
 
     The bytes that come back are foreign: parse them as JSON and nothing else.
     """
 
     def __init__(self, entry: str, init_payload: bytes = b"", limits: SandboxLimits | None = None) -> None:
         self.entry = entry
-        self.kills = 0
-        self._init_payload = init_payload
-        self._limits = limits or SCORING_LIMITS
-        self._worker: WorkerProcess | None = self._start()
+        self._pool = WorkerPool(1, entry, init_payload, limits)
+
+    @property
+    def kills(self) -> int:
+        """Processes that missed their deadline or died."""
+        return self._pool.kills
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """What holds the process; waits until it is locked."""
-        return self._ready().layers
+        """What holds the processes; waits until the entry point is built."""
+        self._pool.wait_ready()
+        return self._pool.layers
 
     def call(self, payload: bytes, deadline_s: float) -> bytes:
         """The entry's answer.
 
         Raises:
-            PolicyTimeout, PolicyCrashed: the process is killed, and a new one starts in the background.
+            PolicyTimeout, PolicyCrashed: the process was killed, or died.
             PolicyError: the entry raised.
         """
-        worker = self._ready()
-        try:
-            return worker.ask(wire.CALL, payload, deadline_s, wire.MAX_CALL_REPLY_BYTES)
-        except (PolicyTimeout, PolicyCrashed):
-            self._discard()
-            self.kills += 1
-            self._worker = self._start()
-            raise
-        except (KeyboardInterrupt, SystemExit):
-            self._discard()
-            raise
+        self._pool.wait_ready()
+        ((_, answer),) = self._pool.run([PoolJob(payload, deadline_s)])
+        if isinstance(answer, bytes):
+            return answer
+        raise answer
 
     def close(self) -> None:
-        """End the process."""
-        self._discard()
+        """End all processes."""
+        self._pool.close()
 
     def __enter__(self) -> SandboxedWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _ready(self) -> WorkerProcess:
-        if self._worker is None:
-            self._worker = self._start()
-        try:
-            self._worker.wait_ready()
-        except BaseException:
-            self._discard()
-            raise
-        return self._worker
-
-    def _start(self) -> WorkerProcess:
-        return WorkerProcess(self._limits, self.entry, self._init_payload)
-
-    def _discard(self) -> None:
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker = None

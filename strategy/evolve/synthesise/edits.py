@@ -1,4 +1,5 @@
-"""Small edits inside a function: conditions and terms over what a policy sees, put in or taken out.
+"""Small edits inside a function: terms put in or taken out, estimates and features replaced by others of the
+same unit; and the register of all edits.
 
 Each edit is a function of the parts of a policy and a random number generator; None: it does not apply.
 """
@@ -7,33 +8,20 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import libcst as cst
+
 from strategy.evolve.parts import LINE_LENGTH, Parts
-
-
-@dataclass(frozen=True, slots=True)
-class Edited:
-    """What an edit made of a policy, and how to say it."""
-
-    parts: Parts
-    what: str
-    why: str
-
-
-Edit = Callable[[Parts, random.Random], Edited | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """An early return for the trigger."""
-
-    test: str
-    answer: bool
-    constants: tuple[tuple[str, str], ...]
-    what: str
-    why: str
+from strategy.evolve.synthesise.conditions import (
+    change_condition,
+    insert_condition,
+    remove_condition,
+    swap_threshold,
+)
+from strategy.evolve.synthesise.edited import Edit, Edited, amended, function_of
+from strategy.evolve.synthesise.layout import LayoutError, expression
+from strategy.evolve.synthesise.replacing import replace_estimate, replace_feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,48 +35,6 @@ class Term:
     means: str
     why: str
 
-
-_REST = ("MIN_REST_WINDOWS", "MIN_REST_WINDOWS = 2  # 1 to 12: windows of rest after a change of layout")
-CONDITIONS = (
-    Condition(
-        "obs.ticks_since_replan < MIN_REST_WINDOWS and not obs.changes",
-        False,
-        (_REST,),
-        "rest after a change of layout",
-        "A change shows its effect only after replicas have drained and loaded.",
-    ),
-    Condition(
-        "obs.pain > PAIN_TO_REPLAN and obs.ticks_since_replan >= MIN_REST_WINDOWS",
-        True,
-        (_REST, ("PAIN_TO_REPLAN", "PAIN_TO_REPLAN = 0.5  # 0.05 to 0.95: pain above which to replan")),
-        "replan on pain",
-        "When objectives are missed, the layout is the first thing to question.",
-    ),
-    Condition(
-        "obs.last_serving_s < SHORT_WINDOW_S and not obs.changes",
-        False,
-        (
-            (
-                "SHORT_WINDOW_S",
-                "SHORT_WINDOW_S = 30.0  # 1 to 600: windows served faster than this are left alone",
-            ),
-        ),
-        "leave short windows alone",
-        "What is served quickly anyway cannot earn back the loading of weights.",
-    ),
-    Condition(
-        "obs.last_reconfiguration_s > STALL_SHARE * obs.last_serving_s and not obs.changes",
-        False,
-        (
-            (
-                "STALL_SHARE",
-                "STALL_SHARE = 0.5  # 0.05 to 4: last stall, as a share of serving, above which to hold still",
-            ),
-        ),
-        "hold still after a costly change",
-        "A stall that was long in comparison to the serving time says that changes are dear now.",
-    ),
-)
 
 ORDER_TERMS = (
     Term(
@@ -154,7 +100,7 @@ ROUTE_TERMS = (
         "STRAGGLER_COST_S",
         "5.0",
         "0.1 to 120",
-        "seconds that a replica at standstill counts as, against one at full speed",
+        "seconds that a replica at standstill counts as",
         "A straggler that slowed down once often slows down further.",
     ),
     Term(
@@ -166,45 +112,6 @@ ROUTE_TERMS = (
         "A long answer on a slow device ends last, however short the queue.",
     ),
 )
-
-
-def insert_condition(parts: Parts, rng: random.Random) -> Edited | None:
-    """An early return at the top of `should_replan`."""
-    text = parts.functions["should_replan"]
-    fresh = [c for c in CONDITIONS if f"if {c.test}:" not in text]
-    if not fresh:
-        return None
-    condition = rng.choice(fresh)
-    function = _function(text)
-    first = function.body[1] if _has_docstring(function) and len(function.body) > 1 else function.body[0]
-    lines = text.splitlines()
-    at = first.lineno - 1
-    lines[at:at] = [f"    if {condition.test}:  # {condition.what}", f"        return {condition.answer}"]
-    constants = dict(parts.constants)
-    for name, definition in condition.constants:
-        constants.setdefault(name, definition)
-    functions = {**parts.functions, "should_replan": "\n".join(lines)}
-    return Edited(
-        replace(parts, functions=functions, constants=constants), f"trigger: {condition.what}", condition.why
-    )
-
-
-def remove_condition(parts: Parts, rng: random.Random) -> Edited | None:
-    """One early return less in the trigger. (Elsewhere they guard against what cannot be computed.)"""
-    text = parts.functions["should_replan"]
-    found = [
-        node
-        for node in _function(text).body[:-1]
-        if isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], ast.Return)
-    ]
-    if not found:
-        return None
-    node = rng.choice(found)
-    lines = text.splitlines()
-    del lines[node.lineno - 1 : node.end_lineno]
-    functions = {**parts.functions, "should_replan": "\n".join(lines)}
-    what = f"trigger: no early answer any more when {ast.unparse(node.test)}"
-    return Edited(replace(parts, functions=functions), what, "One rule less: it is not known to help.")
 
 
 def add_term(parts: Parts, rng: random.Random) -> Edited | None:
@@ -220,8 +127,11 @@ def add_term(parts: Parts, rng: random.Random) -> Edited | None:
     term = rng.choice(fresh)
     feature = term.feature.replace("{r}", found.replica)
     sign = "-" if feature.startswith("-") else "+"
-    text = found.with_terms([*found.terms, (sign, f"{term.constant} * {feature.lstrip('-')}")])
-    text = _amended(text, f"{'plus' if sign == '+' else 'less'} {term.means}")
+    try:
+        text = found.with_terms([*found.terms, (sign, f"{term.constant} * {feature.lstrip('-')}")])
+    except LayoutError:
+        return None
+    text = amended(text, f"{'plus' if sign == '+' else 'less'} {term.means}")
     definition = f"{term.constant} = {term.default}  # {term.low_high}: {term.means}"
     return Edited(
         replace(
@@ -242,7 +152,10 @@ def remove_term(parts: Parts, rng: random.Random) -> Edited | None:
         return None
     gone = rng.randrange(len(found.terms))
     left = [term for index, term in enumerate(found.terms) if index != gone]
-    text = _amended(found.with_terms(left), f"without {found.terms[gone][1]}")
+    try:
+        text = amended(found.with_terms(left), f"without {found.terms[gone][1]}")
+    except LayoutError:
+        return None
     what = f"{function}: without the term {found.terms[gone][1]}"
     return Edited(
         replace(parts, functions={**parts.functions, function: text}),
@@ -254,8 +167,12 @@ def remove_term(parts: Parts, rng: random.Random) -> Edited | None:
 EDITS: dict[str, Edit] = {
     "insert-condition": insert_condition,
     "remove-condition": remove_condition,
+    "change-condition": change_condition,
+    "swap-threshold": swap_threshold,
     "add-term": add_term,
     "remove-term": remove_term,
+    "replace-estimate": replace_estimate,
+    "replace-feature": replace_feature,
 }
 
 
@@ -273,7 +190,7 @@ class _Sum:
     """Name of the replica there."""
 
     def with_terms(self, terms: list[tuple[str, str]]) -> str:
-        """The function with these summands instead."""
+        """The function with these summands instead. Raises LayoutError when they cannot be laid out."""
         indent = " " * self.statement.col_offset
         first = ("-" if terms[0][0] == "-" else "") + terms[0][1]
         rest = [f"{sign} {term}" for sign, term in terms[1:]]
@@ -283,9 +200,9 @@ class _Sum:
         if len(indent + short) <= LINE_LENGTH:
             new = [indent + short]
         else:
-            inner = [one_line] if len(indent + "    " + one_line) <= LINE_LENGTH else [first, *rest]
-            inner += [self.tail] if self.tail else []
-            new = [indent + start, *(f"{indent}    {part}" for part in inner), indent + end]
+            inner = expression(cst.parse_expression(one_line), indent + "    ")
+            inner += [indent + "    " + self.tail] if self.tail else []
+            new = [indent + start, *inner, indent + end]
         lines = self.text.splitlines()
         lines[self.statement.lineno - 1 : self.statement.end_lineno] = new
         return "\n".join(lines)
@@ -293,7 +210,7 @@ class _Sum:
 
 def _sum_in(parts: Parts, function: str) -> _Sum | None:
     text = parts.functions[function]
-    for node in _function(text).body:
+    for node in function_of(text).body:
         if function == "priority" and isinstance(node, ast.Return) and node.value is not None:
             return _made_sum(text, node, node.value, "", "replica")
         if function == "route" and isinstance(node, ast.Assign) and isinstance(node.value, ast.ListComp):
@@ -330,27 +247,3 @@ def _segment(text: str, node: ast.expr) -> str:
     if loose or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub)):
         return f"({source})"
     return source
-
-
-def _amended(text: str, remark: str) -> str:
-    """The function with a remark at the end of its docstring's line, where there is room for one."""
-    lines = text.splitlines()
-    for index, line in enumerate(lines[:3]):
-        stripped = line.strip()
-        if stripped.startswith('"""') and stripped.endswith('."""') and len(stripped) > 6:
-            longer = line.rstrip()[: -len('."""')] + f"; {remark}." + '"""'
-            if len(longer) <= LINE_LENGTH:
-                lines[index] = longer
-            break
-    return "\n".join(lines)
-
-
-def _function(text: str) -> ast.FunctionDef:
-    node = ast.parse(text).body[0]
-    if not isinstance(node, ast.FunctionDef):
-        raise TypeError(f"not a function: {text[:60]!r}")
-    return node
-
-
-def _has_docstring(function: ast.FunctionDef) -> bool:
-    return ast.get_docstring(function) is not None

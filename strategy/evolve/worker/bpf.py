@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 from dataclasses import dataclass
+from functools import cache
 
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = (
     0x20,
@@ -68,6 +69,7 @@ ARCHS: dict[str, Arch] = {
 """By `os.uname().machine`. Numbers: the kernel's syscall_64.tbl, and asm-generic/unistd.h for aarch64."""
 
 
+@cache
 def assemble(arch: Arch, read_fd: int, write_fd: int) -> bytes:
     """The filter as an array of `struct sock_filter`: read from and write to these two descriptors, memory
     that is not executable, a few harmless calls; EPERM for everything else, death for a foreign ABI."""

@@ -10,10 +10,12 @@ from typing import Any
 
 from loop.contracts import Memo, Observation, Plan, ReplicaView, RequestView, Role
 from strategy.evolve.worker import wire
+from strategy.evolve.worker.quick import answer_to
 from strategy.evolve.worker.untrusted import UntrustedPolicy, load_untrusted
 
 _ROLES = {str(role): role for role in Role}
 _ROLE_AT = ReplicaView._fields.index("role")
+_REPLY_BYTES = wire.DISPATCHED.size - wire.HEADER.size
 _NO_PRIORITY = 0.0
 
 
@@ -25,61 +27,57 @@ class Decisions:
         self._memo = Memo()
         self._told: dict[str, float] = {}
         self._obs: Observation | None = None
-        self._replicas: dict[str, list[ReplicaView]] = {}
+        self._slots: dict[int, tuple[str, tuple[ReplicaView, ...]]] = {}
 
-    def handle(self, kind: int, body: bytes) -> bytes:
+    def handle(self, kind: int, frame: bytes) -> bytes:
         """Answer one request with a whole frame; whatever the policy raises comes through."""
-        if kind == wire.DISPATCH:
-            return self._dispatch(body)
-        if kind == wire.ROUTE:
-            return self._route(body)
-        if kind == wire.PRIORITY:
-            return self._priority(body)
-        if kind == wire.LOAD:
-            return self._load(body)
-        if kind == wire.SYNC:
-            return self._reply(None, 0.0)
-        return self._monitoring_point(kind, body)
+        if kind == wire.QUICK_DISPATCH:
+            return self._dispatch(*answer_to(frame, self._slots))
+        if kind == wire.QUICK_ROUTE:
+            return self._route(*answer_to(frame, self._slots))
+        body = frame[wire.REQUEST_HEAD.size :]
+        return _HANDLERS.get(kind, Decisions._monitoring_point)(self, kind, body)
 
-    def _load(self, body: bytes) -> bytes:
+    def _question(self, kind: int, body: bytes) -> bytes:
+        answer = self._dispatch if kind == wire.DISPATCH else self._route
+        return answer(*self._in_full(body))
+
+    def _sync(self, _kind: int, _body: bytes) -> bytes:
+        return self._reply(None, 0.0)
+
+    def _load(self, _kind: int, body: bytes) -> bytes:
         name, source = marshal.loads(body)  # noqa: S302  from the parent, who is trusted
         self.__init__()  # type: ignore[misc]  # a worker that is loaded again remembers nothing
         self._policy = load_untrusted(source, name)
         return wire.REQUEST_HEAD.pack(1, wire.OK)
 
-    def _dispatch(self, body: bytes) -> bytes:
-        policy, request, replicas = self._question(body)
+    def _dispatch(self, number: int, request: RequestView, replicas: tuple[ReplicaView, ...]) -> bytes:
+        """The policy gets a tuple: it cannot change what the next request sees."""
+        policy = self._loaded()
         index = policy.route(request, replicas, self._memo)
         if index.__class__ is not int or not 0 <= index < len(replicas):
             raise ValueError(f"route returned {index!r:.60} for {len(replicas)} replicas")
         priority = policy.priority(request, replicas[index], self._memo)
-        return wire.DISPATCHED.pack(17, wire.OK, index, priority)
+        return wire.DISPATCHED.pack(_REPLY_BYTES, wire.OK, number, index, priority)
 
-    def _route(self, body: bytes) -> bytes:
-        policy, request, replicas = self._question(body)
-        return wire.DISPATCHED.pack(17, wire.OK, policy.route(request, replicas, self._memo), _NO_PRIORITY)
+    def _route(self, number: int, request: RequestView, replicas: tuple[ReplicaView, ...]) -> bytes:
+        index = self._loaded().route(request, replicas, self._memo)
+        return wire.DISPATCHED.pack(_REPLY_BYTES, wire.OK, number, index, _NO_PRIORITY)
 
-    def _priority(self, body: bytes) -> bytes:
-        memo, request, view = marshal.loads(body)  # noqa: S302
+    def _priority(self, _kind: int, body: bytes) -> bytes:
+        number, memo, request, view = marshal.loads(body)  # noqa: S302
         self._take(memo)
         answer = self._loaded().priority(RequestView(*request), _view(view), self._memo)
-        return wire.DISPATCHED.pack(17, wire.OK, 0, answer)
+        return wire.DISPATCHED.pack(_REPLY_BYTES, wire.OK, number, 0, answer)
 
-    def _question(self, body: bytes) -> tuple[UntrustedPolicy, RequestView, tuple[ReplicaView, ...]]:
-        """Decode a request, and bring the model's replicas up to date. The policy gets a tuple: it cannot
-        change what the next request sees."""
-        memo, asked, changed, views = marshal.loads(body)  # noqa: S302
-        if memo is not None:
-            self._take(memo)
+    def _in_full(self, body: bytes) -> tuple[int, RequestView, tuple[ReplicaView, ...]]:
+        """A question that brings all replicas of its model."""
+        number, memo, asked, slot, views = marshal.loads(body)  # noqa: S302
+        self._take(memo)
         request = RequestView._make(asked)
-        if changed is None:
-            replicas = [_view(v) for v in views]
-            self._replicas[request.model] = replicas
-        else:
-            replicas = self._replicas[request.model]
-            for index, view in zip(changed, views, strict=True):
-                replicas[index] = _view(view)
-        return self._loaded(), request, tuple(replicas)
+        replicas = tuple(_view(view) for view in views)
+        self._slots[slot] = request.model, replicas
+        return number, request, replicas
 
     def _monitoring_point(self, kind: int, body: bytes) -> bytes:
         memo, observed, budget_s = marshal.loads(body)  # noqa: S302
@@ -135,3 +133,12 @@ def _plain(plan: Any) -> list[Any]:
         ],
         plan.reason,
     ]
+
+
+_HANDLERS = {
+    wire.LOAD: Decisions._load,
+    wire.SYNC: Decisions._sync,
+    wire.DISPATCH: Decisions._question,
+    wire.ROUTE: Decisions._question,
+    wire.PRIORITY: Decisions._priority,
+}

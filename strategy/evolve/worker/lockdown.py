@@ -6,6 +6,7 @@ itself. Which layers the kernel granted is returned, and the parent reports it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -13,6 +14,7 @@ import signal
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from strategy.evolve.worker.bpf import ARCHS, assemble
@@ -74,6 +76,7 @@ def lock(read_fd: int, write_fd: int, memory_bytes: int, cpu_s: int) -> Locked:
         else:
             layers.append(layer)
 
+    _offer_to_oom_killer()
     if os.name == "posix" and os.geteuid() == 0:
         attempt("unprivileged", _become_nobody)
     attempt("rlimits", lambda: _limit(memory_bytes, cpu_s))
@@ -82,6 +85,12 @@ def lock(read_fd: int, write_fd: int, memory_bytes: int, cpu_s: int) -> Locked:
     attempt("seccomp", lambda: _filter_calls(read_fd, write_fd))
     _State.locked = Locked(tuple(layers), tuple(missing))
     return _State.locked
+
+
+def _offer_to_oom_killer() -> None:
+    """When the machine runs out of memory, foreign code goes first."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def _become_nobody() -> None:
@@ -151,6 +160,7 @@ def _prctl(option: int, value: int) -> None:
         raise _os_error(f"prctl({option})")
 
 
+@cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 

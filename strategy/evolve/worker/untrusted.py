@@ -106,10 +106,10 @@ def describe(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, SyntaxError):
         line = error.lineno or 0
     try:
-        message = str(error)[:500]
-    except Exception:  # noqa: BLE001 - __str__ of a foreign class
-        message = "(its message cannot be printed)"
-    return type(error).__name__[:80], message, line
+        kind, message = str(type(error).__name__), str(error)
+        return str.__getitem__(kind, slice(80)), str.__getitem__(message, slice(500)), line
+    except BaseException:  # noqa: BLE001 - __str__ of a foreign class, and its metaclass
+        return "Exception", "(its message cannot be printed)", line
 
 
 def _execute(code: CodeType, namespace: dict[str, Any]) -> None:

@@ -1,20 +1,28 @@
-"""The protocol between a parent and its worker: frames over two pipes.
+"""The protocol between a parent and its worker processes.
 
-A frame is a 4-byte little-endian length and that many bytes. A request's first byte says what is asked; the
-worker is the side that is not trusted, so its replies are read with `struct` and `json` alone, within a bound.
+Two kinds of process speak it. The *template* is trusted, never runs foreign code and forks the others; it
+talks over one socket. A *worker* is forked and locked, runs foreign code, and talks over two pipes: since it is
+not trusted, its replies are read with `struct` and `json` alone, within a bound.
+
+From the parent to the template: one `ORDER` each, FORK with two descriptors (what to read, what to write).
+From the template: one frame of JSON once it is ready, then one `REPORT` for each thing that happens.
+
+To a worker and back go frames: a 4-byte little-endian length and that many bytes. A request's first byte says
+what is asked.
 
 | request | body | reply |
 |---|---|---|
-| SETUP | pickled `Setup` (once, before the lockdown) | JSON: pid, layers, missing |
 | LOAD | marshalled (name, source) | empty |
 | SHOULD_REPLAN | marshalled (memo, pickled Observation) | JSON: answer, memo, cpu_s |
 | PLAN | marshalled (memo, pickled Observation, budget_s) | JSON: plan, memo, cpu_s |
 | SYNC | empty | JSON: memo |
-| DISPATCH, ROUTE | marshalled (memo, request, changed, views) | `struct`: index, priority |
-| PRIORITY | marshalled (memo, request, view) | `struct`: index, priority |
-| CALL | the caller's bytes | the entry's bytes |
+| DISPATCH, ROUTE | marshalled (number, memo, request, slot, views) | `struct`: number, index, priority |
+| PRIORITY | marshalled (number, memo, request, view) | `struct`: number, index, priority |
+| QUICK_DISPATCH, QUICK_ROUTE | see `quick` | `struct`: number, index, priority |
 
-`memo` is None when the worker's is the current one, and so is an Observation that was sent last.
+`memo` is None when the worker's is the current one, and so is an Observation that was sent last. Without being
+asked, a worker that serves decisions says one thing: the JSON report of its lockdown, before anything else. A
+worker that serves a job reads the job to its end, and writes one frame.
 """
 
 from __future__ import annotations
@@ -22,27 +30,40 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-SETUP, LOAD, SHOULD_REPLAN, PLAN, DISPATCH, ROUTE, PRIORITY, CALL, SYNC = range(9)
+LOAD, SHOULD_REPLAN, PLAN, SYNC, DISPATCH, ROUTE, PRIORITY, QUICK_DISPATCH, QUICK_ROUTE = range(9)
 OK, FAILED = 0, 1
 """First byte of a reply; FAILED is followed by JSON: type, message, line."""
 
 HEADER = struct.Struct("<I")
 REQUEST_HEAD = struct.Struct("<IB")
 """Length of what follows it, and what is asked."""
-DISPATCHED = struct.Struct("<IBqd")
-"""A whole reply to DISPATCH, ROUTE or PRIORITY: length, OK, index, priority."""
+DISPATCHED = struct.Struct("<IBIqd")
+"""A whole reply to a question of routing: length, OK, number of the question, index, priority."""
+
+FORK, END = range(2)
+ORDER = struct.Struct("<BIQQ")
+"""To the template: FORK or END, number of the worker, memory_bytes, cpu_s."""
+STARTED, GONE, NOT_STARTED = range(3)
+REPORT = struct.Struct("<BIq")
+"""From the template: what happened, number of the worker, and its pid, its wait status, or an errno."""
 
 MAX_REPLY_BYTES = 4 << 20
 MAX_CALL_REPLY_BYTES = 64 << 20
 READ_BYTES = 1 << 16
+QUESTION_BYTES, ANSWER_BYTES = 2048, 64
+"""Asked for in the first read of the hot path: a buffer of 64 KiB costs a microsecond and a half."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The first request: what to be, and how tightly to be locked."""
+    """What a template is to be."""
 
-    memory_bytes: int
-    cpu_s: int
     entry: str
-    """`module:function` to serve CALL with, or empty: serve the decisions of a policy."""
+    """`module:function`: each worker serves one job with what it returns. Empty: each serves the decisions of
+    a policy."""
     init_payload: bytes
+    memory_bytes: int
+    """For the worker that the template forks once to find out what the kernel grants."""
+    cpu_s: int
+    cpus: tuple[int, ...]
+    """Where workers may run; empty: anywhere. The thread that starts a template may itself be bound to one."""

@@ -10,7 +10,7 @@ from strategy.evolve.archive import Archive
 from strategy.evolve.evolver import Budget, Evolver, EvolverConfig, Stages, StepOutcome
 from strategy.evolve.source import make_source
 from strategy.evolve.synthesise import BuiltinSynthesiser
-from tests.strategy.evolve.worlds import SyntheticEvaluator, distance, knobs
+from tests.strategy.evolve.worlds import Scripted, SyntheticEvaluator, distance, knobs
 
 STAGES = Stages(
     smoke=EvaluationTask((0,)),
@@ -21,20 +21,21 @@ STAGES = Stages(
 ENDLESS = float("inf")
 
 
-class Scripted:
-    """A synthesiser that has its candidates ready."""
+class Watched(Scripted):
+    """Passes everything on, and remembers which parents were offered."""
 
-    def __init__(self, *batches: Sequence[PolicySource]) -> None:
-        self.batches = list(batches)
-        self.parents: list[Sequence[Parent]] = []
-        self.told: list[tuple[PolicySource, Evaluation, float | None]] = []
+    def __init__(self, inner: BuiltinSynthesiser) -> None:
+        super().__init__()
+        self.inner = inner
+        self.offered: list[Parent] = []
 
     def ask(self, parents: Sequence[Parent], obs: Observation | None, count: int) -> list[PolicySource]:
-        self.parents.append(parents)
-        return list(self.batches.pop(0)) if self.batches else []
+        self.offered += parents
+        return self.inner.ask(parents, obs, count)
 
     def tell(self, candidate: PolicySource, evaluation: Evaluation, parent_objective: float | None) -> None:
-        self.told.append((candidate, evaluation, parent_objective))
+        super().tell(candidate, evaluation, parent_objective)
+        self.inner.tell(candidate, evaluation, parent_objective)
 
 
 def run(
@@ -175,6 +176,21 @@ def test_the_budget_and_the_reserve_for_the_last_stages_hold() -> None:
         assert len(evaluator.jobs) == outcome.evaluations <= max(2, evaluations)
 
 
+def test_with_nothing_to_prove_the_reserve_is_spent_and_a_late_winner_has_its_turn_later() -> None:
+    """24 evaluations: 2 for the incumbent, 16 for losers; with 6, no proof can be begun after a winner."""
+    losers = [[knobs(weight=31.0 + i + j) for j in range(4)] for i in range(0, 8, 4)]
+    winner = knobs(weight=4.0)
+    evaluator, archive = SyntheticEvaluator(), Archive()
+    evolver = Evolver(Scripted(*losers, [winner]), evaluator, archive)
+    outcome = evolver.step(knobs(), (), None, STAGES, Budget(24, ENDLESS))
+    assert outcome.best is None
+    assert outcome.evaluations == 20
+    assert outcome.deaths == {Death.WORSE: 8}
+    assert archive.unfinished() == []
+    later = Stages(EvaluationTask((4,)), EvaluationTask((4, 5)), EvaluationTask((3,)))
+    assert evolver.step(knobs(), (), None, later, Budget(24, ENDLESS)).best == winner
+
+
 def test_nothing_is_begun_that_cannot_be_finished() -> None:
     now = 0.0
 
@@ -197,17 +213,27 @@ def test_nothing_is_begun_that_cannot_be_finished() -> None:
 
 def test_the_population_is_scored_again_when_the_windows_move() -> None:
     evaluator = SyntheticEvaluator()
-    evolver = Evolver(BuiltinSynthesiser(seed=3), evaluator, Archive())
+    synthesiser = Watched(BuiltinSynthesiser(seed=3))
+    config = EvolverConfig()
+    evolver = Evolver(synthesiser, evaluator, Archive(), config)
     evolver.step(knobs(), (), None, STAGES, Budget(60, ENDLESS))
     kept = evolver.population
-    assert kept
+    assert len(kept) > config.per_cell
     assert [distance(p) for p in kept] == sorted(distance(p) for p in kept)
     later = Stages(EvaluationTask((4,)), EvaluationTask((4, 5)), EvaluationTask((6,)))
     evaluator.jobs.clear()
+    synthesiser.offered.clear()
     evolver.step(knobs(), (), None, later, Budget(60, ENDLESS))
-    scored = {policy.digest for policy, task in evaluator.jobs if task == later.full}
-    assert {policy.digest for policy in kept} <= scored
     assert all(task.windows[0] >= 4 for _, task in evaluator.jobs)
+    scored = {policy.digest for policy, task in evaluator.jobs if task == later.full}
+    again = scored & {policy.digest for policy in kept}
+    assert kept[0].digest in again  # the most promising at least
+    assert len(again) <= 60 * config.rescore_share + 1  # and the incumbent
+    assert {p.policy.digest for p in synthesiser.offered} <= scored  # an old score makes no parent
+    ratios = {p.policy.digest: p.objective for p in synthesiser.offered}
+    objective = {p.digest: 10.0 + distance(p) for p in (*kept, knobs())}
+    for digest in again:
+        assert ratios.get(digest, 0.0) == pytest.approx(objective[digest] / objective[knobs().digest])
 
 
 def test_parents_are_ranked_and_can_be_promoted_themselves() -> None:

@@ -108,8 +108,13 @@ def test_no_orphans(tmp_path: Path, how: signal.Signals) -> None:
     program = (
         "from strategy.evolve.sandbox import WorkerPool, PoolJob\n"
         f"pool = WorkerPool(1, {MISBEHAVE!r})\n"
-        "list(pool.run([PoolJob(b'x', 9.0)]))\n"
-        "print(pool._seats[0].worker.pid, flush=True)\n"
+        "from strategy.evolve.sandbox.template import Template\n"
+        "fork = Template.fork\n"
+        "def told(self, *args):\n"
+        "    number = fork(self, *args)\n"
+        "    print(self.pid, self.pid_of(number), flush=True)\n"
+        "    return number\n"
+        "Template.fork = told\n"
         "list(pool.run([PoolJob(b'hang', 60.0)]))\n"
     )
     root = Path(__file__).parents[3]
@@ -117,16 +122,17 @@ def test_no_orphans(tmp_path: Path, how: signal.Signals) -> None:
         [sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert parent.stdout is not None
-    worker = int(parent.stdout.readline())
+    processes = [int(pid) for pid in parent.stdout.readline().split()]
     parent.send_signal(how)
     parent.wait(timeout=10)
     parent.stdout.close()
     for _ in range(200):
-        if not _alive(worker):
+        if not any(map(_alive, processes)):
             return
         time.sleep(0.02)
-    os.kill(worker, signal.SIGKILL)
-    pytest.fail("the worker outlived its parent")
+    for pid in filter(_alive, processes):
+        os.kill(pid, signal.SIGKILL)
+    pytest.fail("a process outlived its parent")
 
 
 def _alive(pid: int) -> bool:

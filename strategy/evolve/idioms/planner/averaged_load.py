@@ -7,7 +7,7 @@ from strategy.policy_api import Load, Memo, Observation, Plan, fill, keep, loads
 
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
 MAX_BATCHED_TOKENS = 8192  # 512 to 16384: tokens of one iteration
-CONCURRENCY = 1.0  # 0.1 to 4: batch assumed for the layout, against the expected; less favours larger groups
+CONCURRENCY = 1.0  # 0.1 to 4: batch that the layout assumes, against the expected one
 PAST_WEIGHT = 0.5  # 0.05 to 0.95: share that the past keeps in the average with each newer window
 
 

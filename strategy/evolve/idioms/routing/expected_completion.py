@@ -17,9 +17,9 @@ def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> 
     cached = request.cached_tokens or (0,) * len(replicas)
     costs = [
         START_WEIGHT * r.ready_in_s
-        + QUEUE_WEIGHT * r.waiting_tokens / max(1.0, r.prefill_tokens_per_s)
-        + QUEUE_WEIGHT * r.outstanding_tokens / max(1.0, r.decode_tokens_per_s)
-        + max(0, tokens - cached[index]) / max(1.0, r.prefill_tokens_per_s)
+        + QUEUE_WEIGHT * r.waiting_tokens / (r.prefill_tokens_per_s or 1e-9)
+        + QUEUE_WEIGHT * r.outstanding_tokens / (r.decode_tokens_per_s or 1e-9)
+        + (tokens - min(tokens, cached[index])) / (r.prefill_tokens_per_s or 1e-9)
         + DECODE_WEIGHT * output * r.decode_step_s
         for index, r in enumerate(replicas)
     ]

@@ -7,7 +7,7 @@ one queue.
 from strategy.policy_api import Memo, ReplicaView, RequestView, Sequence, finish_times_s, fits, least_cost
 
 MIN_CACHED_SHARE = 0.3  # 0.05 to 1: share of the prompt that must be cached to follow the prefix
-MAX_EXTRA_WAIT_S = 5.0  # 0.1 to 60: how much later than elsewhere the request may be done for its prefix
+MAX_EXTRA_WAIT_S = 5.0  # 0.1 to 60: how much later the request may be done for its prefix
 
 
 def route(request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:

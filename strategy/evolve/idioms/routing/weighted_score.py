@@ -7,7 +7,7 @@ from strategy.policy_api import Memo, ReplicaView, RequestView, Sequence, finish
 
 KV_WEIGHT_S = 1.0  # 0.01 to 60: seconds that a full KV cache counts as
 BATCH_WEIGHT_S = 0.5  # 0.01 to 60: seconds that a full batch counts as
-START_WEIGHT = 1.0  # 0.1 to 5: how much a second of waiting for a replica to start counts beyond its time
+START_WEIGHT = 1.0  # 0.1 to 5: how much a second of waiting for a start counts
 PREFIX_WEIGHT = 1.0  # 0.1 to 5: how much a second of prefill saved by the prefix cache counts
 
 
