@@ -1,28 +1,29 @@
 """Run every benchmark and rewrite docs/benchmarks.md from what was measured.
 
-`--quick` passes on; the page then says so.
+`--quick` passes on; the page then says so. `--only NAME ...` runs these, and leaves the others' sections as they are.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Options, parse_options, run_main
 
-BENCHMARKS = ("twin_fidelity", "twin_speed", "loop_first")
+BENCHMARKS = ("twin_fidelity", "twin_speed", "sandbox", "loop_first", "dynamics")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run them one after the other; a failed one is named and leaves the page as it was."""
-    options = parse_options("all", __doc__, argv)
+    options = parse_options("all", __doc__, argv, extend=_extend)
     outcomes = []
-    for name in BENCHMARKS:
+    for name in options.extra.only or BENCHMARKS:
         print(f"benchmarks.{name} ...", file=sys.stderr, flush=True)
         done = subprocess.run(command(name, options), stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
         if done.returncode:
@@ -30,10 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         outcomes.append(json.loads(done.stdout))
     part = PAGE.with_suffix(".part")
-    part.write_text(page(outcomes), encoding="utf-8")
+    kept = sections(PAGE.read_text(encoding="utf-8")) if PAGE.exists() and options.extra.only else {}
+    part.write_text(page(outcomes, kept), encoding="utf-8")
     part.replace(PAGE)
     print(f"wrote {PAGE.name}", file=sys.stderr)
     return 0
+
+
+def _extend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="*", choices=BENCHMARKS, help="benchmarks to run (default: all)")
+
+
+def sections(text: str) -> dict[str, str]:
+    """The page's sections by the name of their benchmark."""
+    parts = text.split("\n## ")[1:]
+    return {part.partition("\n")[0].strip(): "## " + part.rstrip("\n") for part in parts}
 
 
 def command(name: str, options: Options) -> list[str]:
@@ -45,8 +57,8 @@ def command(name: str, options: Options) -> list[str]:
     return [*words, "--quick"] if options.quick else words
 
 
-def page(outcomes: Sequence[dict[str, Any]]) -> str:
-    """The page in Markdown."""
+def page(outcomes: Sequence[dict[str, Any]], kept: Mapping[str, str] | None = None) -> str:
+    """The page in Markdown; `kept` are sections of an earlier page, for what was not run."""
     machine = ", ".join(f"{k} {v}" for k, v in outcomes[0]["machine"].items())
     lines = [
         "# Benchmarks",
@@ -55,20 +67,28 @@ def page(outcomes: Sequence[dict[str, Any]]) -> str:
         "Times are of a small shared machine; ratios are what counts. "
         "Each program prints its table, or one JSON object with `--json`.",
     ]
-    for outcome in outcomes:
-        quick = " --quick" if outcome["quick"] else ""
-        lines += [
-            "",
-            f"## {outcome['benchmark']}",
-            f"At commit {outcome['commit']}: `python -m benchmarks.{outcome['benchmark']} DATA_DIR{quick}`",
-        ]
-        targets = [
-            {k: t[k] for k in ("name", "value", "target", "unit")} | {"met": "yes" if t["met"] else "no"}
-            for t in outcome["targets"]
-        ]
-        for rows in (targets, outcome["rows"]):
-            lines += ["", *markdown_table(rows)]
+    fresh = {outcome["benchmark"]: section(outcome) for outcome in outcomes}
+    found = {**(kept or {}), **fresh}
+    for name in (*BENCHMARKS, *(n for n in found if n not in BENCHMARKS)):
+        if name in found:
+            lines += ["", found[name]]
     return "\n".join(lines) + "\n"
+
+
+def section(outcome: dict[str, Any]) -> str:
+    """One benchmark's part of the page."""
+    quick = " --quick" if outcome["quick"] else ""
+    lines = [
+        f"## {outcome['benchmark']}",
+        f"At commit {outcome['commit']}: `python -m benchmarks.{outcome['benchmark']} DATA_DIR{quick}`",
+    ]
+    targets = [
+        {k: t[k] for k in ("name", "value", "target", "unit")} | {"met": "yes" if t["met"] else "no"}
+        for t in outcome["targets"]
+    ]
+    for rows in (targets, outcome["rows"]):
+        lines += ["", *markdown_table(rows)]
+    return "\n".join(lines)
 
 
 def markdown_table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from multiprocessing import get_context
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", help="dynamics (default: all)")
     options = parser.parse_args(argv)
     dynamics = [d for d in DYNAMICS if not options.only or d.name in options.only]
-    known = load_tuned()
+    known, totals = load_tuned(), load_totals()
     context = get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context, initializer=configure_logging) as pool:
         jobs = {
@@ -59,13 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             dynamic, name = jobs[job]
             constants, before_s, after_s = job.result()
             known.setdefault(dynamic, {})[name] = constants
+            totals.setdefault(dynamic, {})[name] = round(after_s, 1)
             print(
                 f"{number}/{len(jobs)} {dynamic} {name}: {before_s:.0f} -> {after_s:.0f} s {constants}",
                 file=sys.stderr,
                 flush=True,
             )
     FILE.parent.mkdir(exist_ok=True)
-    document = {"seed": DEVELOPMENT_SEED, "commit": commit(), "constants": known}
+    document = {"seed": DEVELOPMENT_SEED, "commit": commit(), "constants": known, "total_s": totals}
     FILE.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return 0
 
@@ -76,6 +77,24 @@ def load_tuned() -> dict[str, dict[str, Constants]]:
         return {}
     constants: dict[str, dict[str, Constants]] = json.loads(FILE.read_text(encoding="utf-8"))["constants"]
     return constants
+
+
+def load_totals() -> dict[str, dict[str, float]]:
+    """Dynamic -> baseline -> total execution time in the development run, tuned; empty before any tuning."""
+    if not FILE.exists():
+        return {}
+    totals: dict[str, dict[str, float]] = json.loads(FILE.read_text(encoding="utf-8")).get("total_s", {})
+    return totals
+
+
+def best_tuned(dynamic: str, among: Iterable[str]) -> str:
+    """The baseline of these that did best in the development run: what an operator would begin with.
+
+    Raises:
+        KeyError: the dynamic was not tuned for.
+    """
+    totals = load_totals()[dynamic]
+    return min((name for name in among if name in totals), key=lambda name: totals[name])
 
 
 def tune(dynamic: str, name: str, data_dir: Path | None) -> tuple[Constants, float, float]:

@@ -42,6 +42,8 @@ def explain(
             for step in book.evolution():
                 if step.tick == tick:
                     console.print(f"evolution: {step.reason}", highlight=False, soft_wrap=True)
+            for record in book.live(tick=tick):
+                console.print(f"live: {record.reason}", highlight=False, soft_wrap=True)
             if check and decision.by_fallback:
                 console.print("the policy gave no usable answer at this tick: the fallback decided")
             elif check:

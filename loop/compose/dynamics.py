@@ -24,9 +24,9 @@ class Dynamic:
     cluster: str
     scenario: str
     models: tuple[str, ...] = (LARGE,)
-    duration_s: float = 2500.0
+    duration_s: float = 2000.0
     window_s: float = 250.0
-    rate_scale: float = 1.0
+    rate_scale: float = 0.6
     """Multiplies the rate of the trace."""
     nodes: tuple[str, ...] = ()
     """Nodes that fail or grow hot."""
@@ -66,7 +66,7 @@ DYNAMICS: tuple[Dynamic, ...] = (
         H100,
         "diurnal-burst",
         BOTH,
-        rate_scale=0.7,
+        rate_scale=0.4,
     ),
     Dynamic(
         "flash-crowd",
@@ -74,7 +74,7 @@ DYNAMICS: tuple[Dynamic, ...] = (
         H100,
         "flash-crowd",
         BOTH,
-        rate_scale=0.7,
+        rate_scale=0.45,
     ),
     Dynamic(
         "long-context-wave",
@@ -105,16 +105,8 @@ DYNAMICS: tuple[Dynamic, ...] = (
         nodes=("h100-0", "h100-1", "a100-0"),
     ),
     Dynamic(
-        "spot-preemption",
-        "elastic A100 pool: spot nodes are reclaimed and return, two models",
-        A100,
-        "spot",
-        BOTH,
-        spot="spot",
-    ),
-    Dynamic(
-        "elastic-scaling",
-        "elastic A100 pool: pool, load and the mix of two models swell and ebb",
+        "spot-elastic",
+        "elastic A100 pool: spot nodes join and are reclaimed, load and mix of two models swell and ebb",
         A100,
         "elastic",
         BOTH,

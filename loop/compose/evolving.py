@@ -12,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from loop.compose.jobs import trusted
 from loop.compose.objective import window_value
 from loop.compose.scoring import ENTRY, ScoringSetup, TwinEvaluator, score_apart
-from loop.contracts import EvaluationTask, PolicySource, Window
+from loop.contracts import EvaluationTask, PolicySource
 from loop.guard import GuardedPolicy, plan_problems
 from loop.journal import Journal
 from loop.runner.evolution import BackgroundEvolution, EvolutionStep, PastWindow
@@ -24,10 +25,13 @@ from strategy.evolve.archive import Archive
 from strategy.evolve.evolver import Budget, Evolver, EvolverConfig, Stages
 from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
 from strategy.evolve.synthesise.builtin import BuiltinSynthesiser, random_program
+from strategy.evolve.synthesise.recipes import recipes
 from strategy.evolve.tuning import tune_constants
-from strategy.live import Live, LiveConfig
+from strategy.live import Live, LiveConfig, LiveStore
 
 DEFAULT_EVALUATIONS = 24
+WATCHED_IN_A_ROW = 4
+"""Windows from a take-over on in which a policy is compared with its predecessors."""
 WINDOW_NOISE = 0.04
 """Standard deviation of the log ratio of a window between near-equal policies, seen in batch replays."""
 
@@ -59,7 +63,7 @@ class EvolutionConfig:
     def frugal(cls) -> EvolutionConfig:
         """For where simulated windows are dear: one recent window, one perturbed world, half of the steps'
         evaluations where the load has not changed its kind."""
-        return cls(evaluations=12, first_evaluations=30, recent_windows=1, worlds=1, margin=0.01)
+        return cls(evaluations=6, first_evaluations=12, recent_windows=1, worlds=1, margin=0.01)
 
 
 class Evolution:
@@ -71,16 +75,20 @@ class Evolution:
         first: PolicySource,
         config: EvolutionConfig,
         *,
+        baselines: tuple[PolicySource, ...],
         seed: int,
         workers: int,
         archive: Path | None,
+        store: Path | None = None,
     ) -> None:
+        """`store`: where operators of other processes reach the judged run; None: nobody does. `baselines`: what else is known by name; they stand among the parents where the load changes."""
         self._setup = setup
         self._first = first
         self._config = config
         self._seed = seed
         self._pool = WorkerPool(workers, ENTRY, pickle.dumps(setup))
         self._archive = Archive(archive)
+        self._store = LiveStore.begin(store) if store is not None else None
         self._evaluator = TwinEvaluator(self._pool, setup, first)
         self._evolver = Evolver(
             BuiltinSynthesiser(seed=seed),
@@ -92,15 +100,14 @@ class Evolution:
                 margin=config.margin,
                 noise=WINDOW_NOISE,
                 slack=0.5 * config.margin,
+                rescore_share=0.5,
             ),
         )
-        self._baselines = portable_baselines()
+        self._guests = (*recipes(first), *baselines)
         """Parents wherever the load changes: what was beaten under yesterday's may be the best under today's."""
         self._background: BackgroundEvolution | None = None
         self._seen: list[str] = []
         """Regimes of the steps so far."""
-        self._answers: dict[tuple[str, int], float] = {}
-        """Objectives of policies (by digest) in single windows, for the live layer."""
         self.status = ""
         """What is going on, in a few words."""
 
@@ -113,6 +120,13 @@ class Evolution:
         self.finish()
         self._pool.close()
         self._archive.close()
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def first(self) -> PolicySource:
+        """What serves before anything was promoted."""
+        return self._first
 
     @property
     def background(self) -> BackgroundEvolution:
@@ -132,9 +146,9 @@ class Evolution:
         return self.background.past
 
     @property
-    def simulated_windows(self) -> int:
+    def simulated_requests(self) -> int:
         """Simulated so far, in all evaluations: what the searched rivals may spend, each."""
-        return self._evaluator.windows
+        return self._evaluator.requests
 
     @property
     def cpu_s(self) -> float:
@@ -145,7 +159,15 @@ class Evolution:
         """A source of policies for one judged run."""
         if journal is not None:
             journal.policy(self._first)
-        live = Live(self._first, sandboxed, self._config.live, guard=GuardedPolicy, check=plan_problems)
+        live = Live(
+            self._first,
+            sandboxed,
+            self._config.live,
+            guard=GuardedPolicy,
+            check=plan_problems,
+            trusted={self._first.digest: trusted(self._first)},
+            store=self._store,
+        )
         self._background = BackgroundEvolution(
             self._first,
             self._step,
@@ -181,9 +203,9 @@ class Evolution:
         budget = (config.first_evaluations or config.evaluations) if is_new else config.evaluations
         outcome = self._evolver.step(
             incumbent,
-            self._baselines if is_new else (),
+            self._guests if is_new else (),
             past[-1].obs,
-            stages_for(past, config.recent_windows, self._setup, rehearse=config.rehearse),
+            stages_for(past, config.recent_windows, self._setup, rehearse=config.rehearse and is_new),
             Budget(budget, time.monotonic() + config.step_deadline_s),
             stop=stop.is_set,
             regime=regime,
@@ -206,19 +228,24 @@ class Evolution:
     def _counterfactual(
         self, policies: Sequence[PolicySource], windows: Sequence[int]
     ) -> dict[str, Sequence[float]]:
-        """Objectives of policies in single past windows of the nominal world; each is simulated once."""
+        """Objectives of policies in past windows of the nominal world, served in a row from where the first
+        policy took over: else the others would begin with the layout that it has paid for. Where that is long
+        ago, nothing can be said.
+        """
+        by_index = {p.window.index: p for p in self.past}
+        first = min(windows)
+        while first - 1 in by_index and by_index[first - 1].result.policy == policies[0].digest:
+            first -= 1
+        row = tuple(range(first, max(windows) + 1))
+        if len(row) > WATCHED_IN_A_ROW:
+            return {}
         self._evaluator.learn(self.past)
-        jobs = [
-            (policy, EvaluationTask((index,)))
-            for policy in policies
-            for index in windows
-            if (policy.digest, index) not in self._answers
-        ]
-        for number, evaluation in self._evaluator.evaluate(jobs):
-            policy, task = jobs[number]
+        found: dict[str, Sequence[float]] = {}
+        for number, evaluation in self._evaluator.evaluate([(p, EvaluationTask(row)) for p in policies]):
             score = evaluation.score
-            self._answers[policy.digest, task.windows[0]] = score.objective if score else float("inf")
-        return {p.digest: [self._answers[p.digest, index] for index in windows] for p in policies}
+            told = dict(zip(row, score.per_window, strict=True)) if score is not None else {}
+            found[policies[number].digest] = [told.get(index, float("inf")) for index in windows]
+        return found
 
     def _doubt(self, champion: PolicySource, task: EvaluationTask) -> str:
         """Why a champion's score cannot be believed; empty: it can."""
@@ -236,17 +263,17 @@ class Evolution:
 
     def tuned_static(self, share: int, budget: int) -> PolicySource:
         """The best fixed parameters of the first policy on the first `share` windows; `budget` is in simulated
-        windows."""
+        requests."""
         past = self._learn_first(share)
-        evaluations = max(1, budget // len(past))
+        evaluations = max(1, budget // max(1, sum(len(p.window.requests) for p in past)))
         tasks = (EvaluationTask(tuple(p.window.index for p in past)),)
         found = tune_constants(self._first, self._evaluator, tasks, evaluations, self._seed)
         return replace(found, note=f"constants of {self._first.name} tuned on the first {share} windows")
 
     def best_of_random(self, share: int, budget: int) -> PolicySource:
-        """The best of random programs on the first `share` windows; `budget` is in simulated windows."""
+        """The best of random programs on the first `share` windows; `budget` is in simulated requests."""
         past = self._learn_first(share)
-        evaluations = max(1, budget // len(past))
+        evaluations = max(1, budget // max(1, sum(len(p.window.requests) for p in past)))
         task = EvaluationTask(tuple(p.window.index for p in past))
         programs = [random_program(self._seed * 100_003 + i) for i in range(evaluations)]
         best, value = programs[0], float("inf")
@@ -271,11 +298,11 @@ def sandboxed(source: PolicySource) -> SandboxedPolicy:
 def stages_for(
     past: Sequence[PastWindow], recent: int, setup: ScoringSetup, *, rehearse: bool = True
 ) -> Stages:
-    """The cascade's windows, all of a demand like the latest's, since a score on yesterday's load is no score:
-    the latest for smoke, the latest `recent` (and rehearsals of the last one) for the full stage, the one before
+    """The cascade's windows, all of the latest's regime, since a score on yesterday's load is no score: the latest for smoke, the latest `recent` (and rehearsals of the last one) for the full stage, the one before
     these held out; and the proof in perturbed worlds, where hardware differs and requests are drawn anew.
     """
-    alike = [p.window.index for p in past if same_regime(p.window, past[-1].window)]
+    regime = regime_of(past[-1])
+    alike = [p.window.index for p in past if regime_of(p) == regime]
     searched = tuple(alike[-recent:])
     held_out = alike[-1 - recent : -recent]
     return Stages(
@@ -287,30 +314,16 @@ def stages_for(
 
 
 def regime_of(past: PastWindow) -> str:
-    """The kind of load in words: per model requests, prompt and answer lengths in powers of two; devices up."""
+    """The kind of load in words: per model requests, prompt and answer lengths in half powers of two; devices."""
     words = []
     for model in sorted({r.model for r in past.window.requests}):
         mine = [r for r in past.window.requests if r.model == model]
         tokens = sum(r.input_tokens for r in mine) / len(mine), sum(r.output_tokens for r in mine) / len(mine)
-        powers = (round(log2(max(1.0, x))) for x in (len(mine), *tokens))
-        words.append(model + " " + "/".join(str(2**power) for power in powers))
+        steps = (round(2.0 * log2(max(1.0, x))) for x in (len(mine), *tokens))
+        words.append(model + " " + "/".join(f"{2.0 ** (step / 2):.0f}" for step in steps))
     up = sum(d.available for d in past.obs.devices)
     slow = sum(d.available and d.speed < 0.9 for d in past.obs.devices)
     return "; ".join((*words, f"{up} devices, {slow} slow"))
-
-
-def same_regime(a: Window, b: Window) -> bool:
-    """Whether two windows ask for about the same: requests, prompt and answer lengths within a factor of 2."""
-    return all(
-        x == y or (min(x, y) > 0 and max(x, y) <= 2.0 * min(x, y))
-        for x, y in zip(_demand(a), _demand(b), strict=True)
-    )
-
-
-def _demand(window: Window) -> tuple[float, float, float]:
-    n = len(window.requests)
-    tokens = sum(r.input_tokens for r in window.requests), sum(r.output_tokens for r in window.requests)
-    return float(n), tokens[0] / max(1, n), tokens[1] / max(1, n)
 
 
 def portable_baselines() -> tuple[PolicySource, ...]:

@@ -1,7 +1,7 @@
 """An experiment: every baseline and the evolving system on the same windows of one judged world.
 
 The order is: baselines (in processes of their own), the evolving system with its evolution beside it, the
-searched rivals (tuned static, best of N random programs, each with as many simulated windows as evolution had), and
+searched rivals (tuned static, best of N random programs, each with as many simulated requests as evolution had), and
 the oracle.
 """
 
@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from execution.twin import WorldParameters
 from hw_profiles.performance import Perturbation
 from loop.compose.evolving import DEFAULT_EVALUATIONS, Evolution, EvolutionConfig
-from loop.compose.jobs import TRUSTED, JobSetup, Told, drain, run_policy, start_pool
+from loop.compose.jobs import TRUSTED, JobSetup, Told, drain, run_policy, start_pool, trusted
 from loop.compose.objective import Objective, window_value
 from loop.compose.rehearsal import changes_for
 from loop.compose.replay import ReplayConfig, replay
@@ -52,6 +52,8 @@ from loop.runner.results import (
 )
 from loop.runner.table import Progress
 from strategy.baselines import list_baselines, load_baseline, tuned_baseline
+from strategy.evolve import check_policy
+from strategy.live import FILE_NAME
 
 EVOLVING = "evolving"
 ORACLE = "oracle"
@@ -179,13 +181,17 @@ class Experiment:
             self.config.objective,
             changes_for(self._nominal) if self.config.evolution.rehearse else (),
         )
+        tuned = {name: dict(constants) for name, constants in self.config.tuned}
+        known = (baseline_source(name, tuned.get(name)) for name in self.config.baselines or list_baselines())
         return Evolution(
             setup,
-            baseline_source(self.config.first),
+            baseline_source(self.config.first, tuned.get(self.config.first)),
             self.config.evolution,
+            baselines=tuple(source for source in known if not check_policy(source.source)),
             seed=self.config.seed,
             workers=self.config.workers,
             archive=self._out / "archive.sqlite",
+            store=self._out / FILE_NAME,
         )
 
     def _run_all(
@@ -250,7 +256,7 @@ class Experiment:
         self._systems.append(SystemResult(EVOLVING, SystemKind.EVOLVING, outcome))
 
     def _serve(self, judged: World, evolution: Evolution, tell: Callable[[WindowResult], None]) -> RunResult:
-        first = load_baseline(self.config.first)
+        first = trusted(evolution.first)
         path = self._out / "journal.sqlite"
         with Journal(path, run=EVOLVING, config=json.loads(_CONFIG.dump_json(self.config))) as journal:
             source = evolution.begin(journal, self._windows[-1].index)
@@ -272,7 +278,7 @@ class Experiment:
     def _search(self, pool: ProcessPoolExecutor, queue: Queue[Told], evolution: Evolution) -> None:
         """Tuned static and best of N random: searched on the first third, then fixed for the whole run."""
         share = max(1, len(self._windows) // 3)
-        budget = evolution.simulated_windows
+        budget = evolution.simulated_requests
         for name, search in (
             ("tuned_static", evolution.tuned_static),
             ("best_of_random", evolution.best_of_random),

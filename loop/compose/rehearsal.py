@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from loop.compose.world import World
 from loop.contracts import ClusterEvent, EventKind, Request, Window
 
-MOST_REQUESTS = 500
+MOST_REQUESTS = 300
 """Requests of a rehearsal: a sample of them, where the window had more."""
 LONGEST_PROMPT_TOKENS = 32_768
 LONGEST_ANSWER_TOKENS = 8_192
@@ -105,12 +105,13 @@ def hot_nodes(window: Window, stage: Stage, rng: random.Random) -> Window:
 
 CHANGES: Mapping[str, Change] = {
     "long-answers": long_answers,
-    "long-prompts": long_prompts,
     "other-mix": other_mix,
-    "calm": calm,
-    "lost-node": lost_node,
+    "long-prompts": long_prompts,
     "hot-nodes": hot_nodes,
+    "lost-node": lost_node,
+    "calm": calm,
 }
+"""In the order in which they are rehearsed."""
 
 
 def changes_for(world: World) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from loop.compose.objective import Objective, score
-from loop.compose.rehearsal import Stage, rehearse
+from loop.compose.rehearsal import MOST_REQUESTS, Stage, rehearse
 from loop.compose.replay import ReplayConfig, Start, replay
 from loop.compose.world import World, WorldSpec, build_world
 from loop.contracts import (
@@ -44,7 +44,7 @@ from strategy.evolve.worker.untrusted import load_untrusted
 FALLBACK = "least_loaded"
 """The baseline that answers where a policy fails."""
 
-REHEARSALS_AT_A_TIME = 3
+REHEARSALS_AT_A_TIME = 2
 """Changes that one evaluation rehearses; they take turns from window to window."""
 
 ENTRY = "loop.compose.scoring:make"
@@ -143,7 +143,7 @@ def _scenes(setup: ScoringSetup, worlds: Sequence[World], job: ScoringJob) -> It
         return
     last = job.segments[-1]
     down = frozenset(d.id for d in last.start.obs.devices if not d.available)
-    turn = last.windows[-1].index
+    turn = max(0, last.windows[0].index - 1)
     for number in range(min(REHEARSALS_AT_A_TIME, len(setup.rehearsals))):
         place = (turn * REHEARSALS_AT_A_TIME + number) % len(setup.rehearsals)
         world = 1 + place % len(setup.perturbed) if setup.perturbed else 0
@@ -226,8 +226,8 @@ class TwinEvaluator:
         self._now: Observation | None = None
         self._expected: dict[EvaluationTask, tuple[float, ...]] = {}
         self.evaluations = 0
-        self.windows = 0
-        """Simulated windows, over all evaluations: what budgets are compared in."""
+        self.requests = 0
+        """Simulated requests, over all evaluations: what budgets are compared in."""
         self.cpu_s = 0.0
         """CPU time that the workers say they spent in replays."""
         self.objectives: dict[tuple[str, EvaluationTask], float] = {}
@@ -263,9 +263,7 @@ class TwinEvaluator:
         for index, answer in self._pool.run(payloads):
             policy, task = jobs[index]
             self.evaluations += 1
-            self.windows += len(task.windows)
-            if task.world == self._setup.rehearsing:
-                self.windows += 2 * min(REHEARSALS_AT_A_TIME, len(self._setup.rehearsals))
+            self.requests += self._requests(task)
             yield index, self._evaluation(policy, answer)
 
     def _weighed(self, task: EvaluationTask, evaluation: Evaluation) -> Evaluation:
@@ -285,6 +283,15 @@ class TwinEvaluator:
         """Runs of consecutive windows; or all of them as the next ones."""
         named = [self._past[i] for i in sorted(indices)]
         return past_segments(named) if self._now is None else (as_next(named, self._now, self._latest),)
+
+    def _requests(self, task: EvaluationTask) -> int:
+        """Requests that one evaluation of a task simulates."""
+        segments = self.segments(task.windows)
+        count = sum(len(w.requests) for s in segments for w in s.windows)
+        if task.world == self._setup.rehearsing:
+            rehearsed = sum(min(MOST_REQUESTS, len(w.requests)) for w in segments[-1].windows[-2:])
+            count += rehearsed * min(REHEARSALS_AT_A_TIME, len(self._setup.rehearsals))
+        return count
 
     @property
     def _latest(self) -> PastWindow:
