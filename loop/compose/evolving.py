@@ -99,6 +99,7 @@ class Evolution:
                 smoke_slack=1.02,
                 margin=config.margin,
                 noise=WINDOW_NOISE,
+                confidence=2.0,
                 slack=0.5 * config.margin,
                 rescore_share=0.5,
             ),
