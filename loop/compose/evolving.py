@@ -61,7 +61,7 @@ class EvolutionConfig:
 
     @classmethod
     def frugal(cls) -> EvolutionConfig:
-        """For where simulated windows are dear: one recent window, one perturbed world, half of the steps'
+        """For where simulated windows are dear: one recent window, one perturbed world, half of the
         evaluations where the load has not changed its kind."""
         return cls(evaluations=6, first_evaluations=12, recent_windows=1, worlds=1, margin=0.01)
 
@@ -81,7 +81,9 @@ class Evolution:
         archive: Path | None,
         store: Path | None = None,
     ) -> None:
-        """`store`: where operators of other processes reach the judged run; None: nobody does. `baselines`: what else is known by name; they stand among the parents where the load changes."""
+        """`baselines`: what else is known by name; they stand among the parents where the load changes. `store`:
+        where operators of other processes reach the judged run; None: nobody does.
+        """
         self._setup = setup
         self._first = first
         self._config = config
@@ -299,7 +301,8 @@ def sandboxed(source: PolicySource) -> SandboxedPolicy:
 def stages_for(
     past: Sequence[PastWindow], recent: int, setup: ScoringSetup, *, rehearse: bool = True
 ) -> Stages:
-    """The cascade's windows, all of the latest's regime, since a score on yesterday's load is no score: the latest for smoke, the latest `recent` (and rehearsals of the last one) for the full stage, the one before
+    """The cascade's windows, all of the latest's regime, since a score on yesterday's load is no score: the
+    latest for smoke, the latest `recent` (and rehearsals of the last one) for the full stage, the one before
     these held out; and the proof in perturbed worlds, where hardware differs and requests are drawn anew.
     """
     regime = regime_of(past[-1])

@@ -32,6 +32,7 @@ from loop.contracts import (
     PolicyFault,
     PolicySource,
     PolicyTimeout,
+    ReplayMode,
     RunResult,
     Score,
     Window,
@@ -340,8 +341,19 @@ def as_next(past: Sequence[PastWindow], now: Observation, latest: PastWindow) ->
     while. What happened to devices in them has happened, and shows in `now`.
     """
     chosen = [p.window for p in past] if len(past) > 1 else [past[0].window] * 2
-    windows = tuple(replace(w, index=now.tick + number, events=()) for number, w in enumerate(chosen))
+    windows = tuple(_moved(w, now.tick + number, now) for number, w in enumerate(chosen))
     return Segment(windows, Start(now, latest.obs), as_one=True)
+
+
+def _moved(window: Window, index: int, now: Observation) -> Window:
+    """A window in another place, without its events. In batch replay arrival times do not matter, and stay."""
+    moved = replace(window, index=index, events=())
+    if now.mode is ReplayMode.BATCH:
+        return moved
+    start_s = index * now.window_s
+    later_s = start_s - window.start_s
+    requests = [r._replace(arrival_s=r.arrival_s + later_s) for r in window.requests]
+    return replace(moved, start_s=start_s, end_s=window.end_s + later_s, requests=requests)
 
 
 def score_apart(
