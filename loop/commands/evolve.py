@@ -163,9 +163,9 @@ class _Evolve:
         with WatchedArchive(self.archive) as book:
             champion = book.get(record.champion) if record and record.champion in book else None
             self._note(champion or self.first)
-            synthesiser = y.make_synthesiser(
-                self.choice, self.setting.objective, self.setting.seed, book.add_exchange
-            )
+            # a search that goes on draws new numbers, or it would propose again what it has proposed
+            seed = self.setting.seed + 1_000_003 * book.generation()
+            synthesiser = y.make_synthesiser(self.choice, self.setting.objective, seed, book.add_exchange)
             view = View(errors, f"evolving {self.first.name}", book.watch, budget, synthesiser)
             with (
                 stopping(errors) as stop,

@@ -29,7 +29,7 @@ from strategy.evolve.synthesise.recipes import recipes
 from strategy.evolve.tuning import tune_constants
 from strategy.live import Live, LiveConfig, LiveStore
 
-DEFAULT_EVALUATIONS = 24
+DEFAULT_EVALUATIONS = 12
 WATCHED_IN_A_ROW = 4
 """Windows from a take-over on in which a policy is compared with its predecessors."""
 WINDOW_NOISE = 0.04
@@ -46,13 +46,13 @@ class EvolutionConfig:
     """The same where the load is of another kind than before; None: as always."""
     step_deadline_s: float = 60.0
     """Wall time of one step."""
-    recent_windows: int = 2
-    """Past windows in the full stage."""
-    worlds: int = 2
+    recent_windows: int = 1
+    """Past windows in the full stage; one alone is served twice."""
+    worlds: int = 1
     """Perturbed worlds in the proof."""
     rehearse: bool = True
     """Candidates are also scored on what has not happened yet (see loop.compose.rehearsal)."""
-    margin: float = 0.015
+    margin: float = 0.01
     """What a candidate must win by over all stages of its proof."""
     agreement: float = 0.02
     """A finalist scored apart from the twin may differ by this share from its score beside the twin."""
@@ -61,9 +61,9 @@ class EvolutionConfig:
 
     @classmethod
     def frugal(cls) -> EvolutionConfig:
-        """For where simulated windows are dear: one recent window, one perturbed world, half of the
-        evaluations where the load has not changed its kind."""
-        return cls(evaluations=6, first_evaluations=12, recent_windows=1, worlds=1, margin=0.01)
+        """For where simulated windows are dear: half of the evaluations where the load has not changed its
+        kind."""
+        return cls(evaluations=6, first_evaluations=12)
 
 
 class Evolution:
@@ -303,7 +303,8 @@ def stages_for(
 ) -> Stages:
     """The cascade's windows, all of the latest's regime, since a score on yesterday's load is no score: the
     latest for smoke, the latest `recent` (and rehearsals of the last one) for the full stage, the one before
-    these held out; and the proof in perturbed worlds, where hardware differs and requests are drawn anew.
+    these held out; and the proof in perturbed worlds, where hardware differs and requests are drawn anew, and in
+    all rehearsals: who is as good on the past but would stand there helpless must not take over.
     """
     regime = regime_of(past[-1])
     alike = [p.window.index for p in past if regime_of(p) == regime]
@@ -314,6 +315,7 @@ def stages_for(
         full=EvaluationTask(searched, setup.rehearsing if rehearse and setup.rehearsals else 0),
         held_out=EvaluationTask(tuple(held_out)) if held_out else None,
         perturbed=tuple(EvaluationTask(searched, world) for world in setup.perturbed),
+        rehearsed=EvaluationTask(searched[-1:], setup.rehearsing_all) if setup.rehearsals else None,
     )
 
 

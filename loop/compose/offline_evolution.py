@@ -24,6 +24,7 @@ from loop.contracts import EvaluationTask, PolicySource, Synthesiser, Window
 from loop.runner.evolution import PastWindow
 from strategy.evolve.evolver import Budget, Evolver, EvolverConfig, Progress, Stages, StepOutcome
 from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
+from strategy.evolve.synthesise.recipes import recipes
 
 STEP_EVALUATIONS = 48
 """Of one step: often enough a winner tries the last stages, and the next step builds on it."""
@@ -215,7 +216,12 @@ class OfflineEvolution:
         whole = evaluations < 1.5 * STEP_EVALUATIONS  # a last step too small to try anything is a waste
         budget = Budget(evaluations if whole else STEP_EVALUATIONS, deadline)
         return self._evolver.step(
-            self._incumbent, (self._first, *portable_baselines()), last.obs, self.stages, budget, stop=stop
+            self._incumbent,
+            (self._first, *recipes(self._first), *portable_baselines()),
+            last.obs,
+            self.stages,
+            budget,
+            stop=stop,
         )
 
     def _progress(self, progress: Progress) -> None:
@@ -231,6 +237,7 @@ class OfflineEvolution:
         doubt = self._doubt(policy)
         if doubt:
             self._refused.add(policy.digest)
+            self._evolver.refuse(policy, doubt)
             self.watch.status = doubt
             return False
         self._incumbent = policy

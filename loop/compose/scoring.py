@@ -73,6 +73,17 @@ class ScoringSetup:
         """The world in which the windows are as they were, and the last one is also had with each change."""
         return len(self.worlds)
 
+    def rehearsals_in(self, world: int) -> int:
+        """How many changes one evaluation in a world rehearses."""
+        if world == self.rehearsing_all:
+            return len(self.rehearsals)
+        return min(REHEARSALS_AT_A_TIME, len(self.rehearsals)) if world == self.rehearsing else 0
+
+    @property
+    def rehearsing_all(self) -> int:
+        """The world in which the last window is had with every change, and not as it was."""
+        return len(self.worlds) + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -138,14 +149,15 @@ def _scenes(setup: ScoringSetup, worlds: Sequence[World], job: ScoringJob) -> It
         for s in job.segments:
             yield Scene(job.world, [redraw(w, job.world) for w in s.windows], s.start, as_one=s.as_one)
         return
-    for s in job.segments:
-        yield Scene(0, s.windows, s.start, as_one=s.as_one)
-    if job.world != setup.rehearsing or not job.segments:
+    if job.world != setup.rehearsing_all:
+        for s in job.segments:
+            yield Scene(0, s.windows, s.start, as_one=s.as_one)
+    if job.world < setup.rehearsing or not job.segments:
         return
     last = job.segments[-1]
     down = frozenset(d.id for d in last.start.obs.devices if not d.available)
     turn = max(0, last.windows[0].index - 1)
-    for number in range(min(REHEARSALS_AT_A_TIME, len(setup.rehearsals))):
+    for number in range(setup.rehearsals_in(job.world)):
         place = (turn * REHEARSALS_AT_A_TIME + number) % len(setup.rehearsals)
         world = 1 + place % len(setup.perturbed) if setup.perturbed else 0
         stage = Stage.of(worlds[world], down)
@@ -247,8 +259,8 @@ class TwinEvaluator:
         self, jobs: Sequence[tuple[PolicySource, EvaluationTask]]
     ) -> Iterator[tuple[int, Evaluation]]:
         """Score each (policy, task); the answers come in the order in which they are done."""
-        unknown = {t for _, t in jobs if t.world == self._setup.rehearsing and t not in self._expected}
-        references = [(self._reference, task) for task in sorted(unknown, key=lambda t: t.windows)]
+        unknown = {t for _, t in jobs if t.world >= self._setup.rehearsing and t not in self._expected}
+        references = [(self._reference, task) for task in sorted(unknown, key=lambda t: (t.world, t.windows))]
         for index, evaluation in self._run(references):
             score = evaluation.score
             self._expected[references[index][1]] = score.per_window if score is not None else ()
@@ -270,9 +282,12 @@ class TwinEvaluator:
     def _weighed(self, task: EvaluationTask, evaluation: Evaluation) -> Evaluation:
         """With an objective in which the rehearsals count as much as the past does."""
         expected, score = self._expected.get(task, ()), evaluation.score
-        if task.world != self._setup.rehearsing or score is None or len(expected) != len(score.per_window):
+        if task.world < self._setup.rehearsing or score is None or len(expected) != len(score.per_window):
             return evaluation
         relative = [v / e if e > 0 else 1.0 for v, e in zip(score.per_window, expected, strict=True)]
+        if task.world == self._setup.rehearsing_all:
+            usual_s = fmean(expected)
+            return replace(evaluation, score=replace(score, objective=usual_s * fmean(relative)))
         n = 1 if self._now is not None else len(task.windows)
         past_s, usual_s = sum(score.per_window[:n]), sum(expected[:n])
         parts = [past_s / usual_s if usual_s > 0 else 1.0]
@@ -288,10 +303,10 @@ class TwinEvaluator:
     def _requests(self, task: EvaluationTask) -> int:
         """Requests that one evaluation of a task simulates."""
         segments = self.segments(task.windows)
-        count = sum(len(w.requests) for s in segments for w in s.windows)
-        if task.world == self._setup.rehearsing:
-            rehearsed = sum(min(MOST_REQUESTS, len(w.requests)) for w in segments[-1].windows[-2:])
-            count += rehearsed * min(REHEARSALS_AT_A_TIME, len(self._setup.rehearsals))
+        rehearsed = sum(min(MOST_REQUESTS, len(w.requests)) for w in segments[-1].windows[-2:])
+        count = rehearsed * self._setup.rehearsals_in(task.world)
+        if task.world != self._setup.rehearsing_all:
+            count += sum(len(w.requests) for s in segments for w in s.windows)
         return count
 
     @property

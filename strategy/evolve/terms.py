@@ -76,12 +76,15 @@ class Stages:
     perturbed: tuple[EvaluationTask, ...] = ()
     short: EvaluationTask | None = None
     """Between smoke and full; None: left out."""
+    rehearsed: EvaluationTask | None = None
+    """What has not happened yet: a stage of its own in the proof; None: left out."""
 
     @property
     def last(self) -> tuple[tuple[str, EvaluationTask], ...]:
         """The stages that only finalists see, by name."""
         held_out = [("held_out", self.held_out)] if self.held_out is not None else []
-        return (*held_out, *(("perturbed", task) for task in self.perturbed))
+        rehearsed = [("rehearsed", self.rehearsed)] if self.rehearsed is not None else []
+        return (*held_out, *(("perturbed", task) for task in self.perturbed), *rehearsed)
 
     @property
     def proof(self) -> tuple[tuple[str, EvaluationTask], ...]:

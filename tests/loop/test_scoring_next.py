@@ -81,6 +81,8 @@ def test_stages_keep_to_the_regime_and_rehearse_only_when_asked() -> None:
     assert stages.held_out is not None
     assert stages.held_out.windows == (1,)
     assert [t.world for t in stages.perturbed] == [1]
+    assert stages.rehearsed is not None
+    assert (stages.rehearsed.windows, stages.rehearsed.world) == ((3,), SETUP.rehearsing_all)
     assert stages_for(history, 1, SETUP, rehearse=False).full.world == 0
     assert stages_for(history[:3], 1, SETUP).held_out is None
 
