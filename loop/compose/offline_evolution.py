@@ -24,7 +24,6 @@ from loop.contracts import EvaluationTask, PolicySource, Synthesiser, Window
 from loop.runner.evolution import PastWindow
 from strategy.evolve.evolver import Budget, Evolver, EvolverConfig, Progress, Stages, StepOutcome
 from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerPool
-from strategy.evolve.synthesise.recipes import recipes
 
 STEP_EVALUATIONS = 48
 """Of one step: often enough a winner tries the last stages, and the next step builds on it."""
@@ -217,7 +216,7 @@ class OfflineEvolution:
         budget = Budget(evaluations if whole else STEP_EVALUATIONS, deadline)
         return self._evolver.step(
             self._incumbent,
-            (self._first, *recipes(self._first), *portable_baselines()),
+            (self._first, *portable_baselines()),
             last.obs,
             self.stages,
             budget,

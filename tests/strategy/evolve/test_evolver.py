@@ -227,7 +227,8 @@ def test_the_population_is_scored_again_when_the_windows_move() -> None:
     assert all(task.windows[0] >= 4 for _, task in evaluator.jobs)
     scored = {policy.digest for policy, task in evaluator.jobs if task == later.full}
     again = scored & {policy.digest for policy in kept}
-    assert kept[0].digest in again  # the most promising at least
+    best = {p.digest for p in kept if distance(p) == distance(kept[0])}
+    assert best & again  # the most promising at least, or who is as good
     assert len(again) <= 60 * config.rescore_share + 1  # and the incumbent
     assert {p.policy.digest for p in synthesiser.offered} <= scored  # an old score makes no parent
     ratios = {p.policy.digest: p.objective for p in synthesiser.offered}
