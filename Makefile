@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-run: $(STAMP)  ## Replay a volatile day and watch the policy rewrite itself (two to three minutes)
+run: $(STAMP)  ## Replay a volatile day and watch the policy rewrite itself (three to four minutes)
 	@$(BIN)/autopoiesis loop replay --out $(OUT)
 
 test: lint types arrows  ## All checks and tests, slow ones included
