@@ -3,8 +3,8 @@
 Each dynamic is replayed in batch mode in a hidden, perturbed world, once for each seed: every hand-written
 baseline with constants tuned for that dynamic (`benchmarks.tune_baselines`), the best fixed constants found on the
 past, the best of random programs on the past (both with as many simulated requests as evolution had), the evolving
-system, which begins with the tuned baseline that did best in the tuning and sees past windows only, and the oracle:
-in each window the best of all policies, promoted ones included, switching for free.
+system, which begins with the platform's default policy (also shown as it is, not evolving) and sees past windows
+only, and the oracle: in each window the best of all policies, promoted ones included, switching for free.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import BenchmarkInputError, Options, Target, parse_options, publish, run_main
-from benchmarks.tune_baselines import Constants, best_tuned, load_tuned
+from benchmarks.tune_baselines import Constants, load_tuned
 from loop.commands.inputs import find_data
 from loop.compose.dynamics import DYNAMICS
 from loop.compose.evolving import EvolutionConfig
 from loop.compose.experiment import Experiment, ExperimentConfig
-from loop.compose.scoring import FALLBACK
 from loop.logs import configure_logging
 from loop.runner.results import ExperimentResult, SystemKind, SystemResult, saving
-from strategy.baselines import list_baselines, load_baseline
-from strategy.evolve import check_policy
+from strategy.baselines import list_baselines
+from strategy.evolve.synthesise.recipes import default_policy
 
 SEEDS = 3
 SIDE_BY_SIDE = 2
@@ -108,20 +107,14 @@ def run_one(job: Job) -> ExperimentResult:
         window_s=dynamic.window_s,
         seed=job.seed,
         baselines=tuple(list_baselines()),
-        first=first_policy(job),
+        users=(default_policy(),),
+        begins_with=default_policy(),
         tuned=tuple((name, tuple(constants.items())) for name, constants in job.tuned.items()),
         evolution=EvolutionConfig.frugal(),
         workers=1,
     )
     with tempfile.TemporaryDirectory() as out:
         return Experiment(config, workload, cut[:QUICK_WINDOWS] if job.quick else cut, Path(out)).run()
-
-
-def first_policy(job: Job) -> str:
-    """Where evolution begins: with the baseline that an operator would have chosen, having tuned them all; with
-    the plainest one where nothing was tuned."""
-    portable = [name for name in list_baselines() if not check_policy(load_baseline(name).source)]
-    return best_tuned(job.dynamic, portable) if job.tuned else FALLBACK
 
 
 def rows_of(result: ExperimentResult) -> list[dict[str, Any]]:
@@ -219,6 +212,12 @@ def targets(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
         Target("saves_on_average_against_all_baselines", _mean(baselines, "evolving_saves"), 0.34, "higher"),
         Target("saves_against_tuned_static", summary["tuned_static"]["evolving_saves"], 0.10, "higher"),
         Target("saves_against_best_of_random", summary["best_of_random"]["evolving_saves"], 0.0, "higher"),
+        Target(
+            "saves_against_the_default_that_does_not_evolve",
+            summary["default"]["evolving_saves"],
+            0.0,
+            "higher",
+        ),
         Target("worse_than_the_best_fixed_policy_at_worst", _worst(middle, all_rivals=False), 0.03, "lower"),
         Target("worse_than_the_best_rival_at_worst", _worst(middle, all_rivals=True), 0.03, "lower"),
         Target("over_the_oracle_on_average", summary["evolving"]["over_oracle"], 0.15, "lower"),
@@ -232,7 +231,7 @@ def _worst(middle: Sequence[Mapping[str, Any]], *, all_rivals: bool) -> float:
     worst = -1.0
     for dynamic in dict.fromkeys(r["dynamic"] for r in middle):
         mine = {r["system"]: r["total_execution_time_s"] for r in middle if r["dynamic"] == dynamic}
-        names = [n for n in mine if n not in {"evolving", "oracle"}]
+        names = [n for n in mine if n not in {"evolving", "oracle", "default"}]
         if not all_rivals:
             names = [n for n in names if n in FIXED_LAYOUT or n == "tuned_static"]
         worst = max(worst, mine["evolving"] / min(mine[n] for n in names) - 1.0)

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from loop.compose.jobs import trusted
+from loop.compose.jobs import TRUSTED, trusted
 from loop.compose.objective import window_value
 from loop.compose.scoring import ENTRY, ScoringSetup, TwinEvaluator, score_apart
-from loop.contracts import EvaluationTask, PolicySource
+from loop.contracts import EvaluationTask, Policy, PolicySource
 from loop.guard import GuardedPolicy, plan_problems
 from loop.journal import Journal
 from loop.runner.evolution import BackgroundEvolution, EvolutionStep, PastWindow
@@ -109,6 +109,8 @@ class Evolution:
         self._guests = (*recipes(first), *baselines)
         """Parents wherever the load changes: what was beaten under yesterday's may be the best under today's."""
         self._background: BackgroundEvolution | None = None
+        self._sandboxed: SandboxedPolicy | None = None
+        """The first policy, where it is no baseline."""
         self._seen: list[str] = []
         """Regimes of the steps so far."""
         self.status = ""
@@ -122,14 +124,19 @@ class Evolution:
     ) -> None:
         self.finish()
         self._pool.close()
+        if self._sandboxed is not None:
+            self._sandboxed.close()
         self._archive.close()
         if self._store is not None:
             self._store.close()
 
-    @property
-    def first(self) -> PolicySource:
-        """What serves before anything was promoted."""
-        return self._first
+    def first_policy(self) -> Policy:
+        """What serves before anything was promoted: a baseline in process, any other in a sandbox."""
+        if self._first.operator == TRUSTED:
+            return trusted(self._first)
+        if self._sandboxed is None:
+            self._sandboxed = sandboxed(self._first)
+        return self._sandboxed
 
     @property
     def background(self) -> BackgroundEvolution:
@@ -168,7 +175,7 @@ class Evolution:
             self._config.live,
             guard=GuardedPolicy,
             check=plan_problems,
-            trusted={self._first.digest: trusted(self._first)},
+            trusted={self._first.digest: self.first_policy()},
             store=self._store,
         )
         self._background = BackgroundEvolution(

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from execution.twin import WorldParameters
 from hw_profiles.performance import Perturbation
 from loop.compose.evolving import DEFAULT_EVALUATIONS, Evolution, EvolutionConfig
-from loop.compose.jobs import TRUSTED, JobSetup, Told, drain, run_policy, start_pool, trusted
+from loop.compose.jobs import TRUSTED, JobSetup, Told, drain, run_policy, start_pool
 from loop.compose.objective import Objective, window_value
 from loop.compose.rehearsal import changes_for
 from loop.compose.replay import ReplayConfig, replay
@@ -82,7 +82,9 @@ class ExperimentConfig:
     users: tuple[PolicySource, ...] = ()
     """Policies of the user's own: run in a sandbox, beside the baselines."""
     first: str = FALLBACK
-    """The baseline that the evolving system begins with."""
+    """The baseline that the evolving system begins with, unless `begins_with` is given."""
+    begins_with: PolicySource | None = None
+    """A policy of another kind that the evolving system begins with; it serves in a sandbox."""
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
     workers: int = 2
     """Processes for baselines and for scoring."""
@@ -185,7 +187,7 @@ class Experiment:
         known = (baseline_source(name, tuned.get(name)) for name in self.config.baselines or list_baselines())
         return Evolution(
             setup,
-            baseline_source(self.config.first, tuned.get(self.config.first)),
+            self.config.begins_with or baseline_source(self.config.first, tuned.get(self.config.first)),
             self.config.evolution,
             baselines=tuple(source for source in known if not check_policy(source.source)),
             seed=self.config.seed,
@@ -256,7 +258,7 @@ class Experiment:
         self._systems.append(SystemResult(EVOLVING, SystemKind.EVOLVING, outcome))
 
     def _serve(self, judged: World, evolution: Evolution, tell: Callable[[WindowResult], None]) -> RunResult:
-        first = trusted(evolution.first)
+        first = evolution.first_policy()
         path = self._out / "journal.sqlite"
         with Journal(path, run=EVOLVING, config=json.loads(_CONFIG.dump_json(self.config))) as journal:
             source = evolution.begin(journal, self._windows[-1].index)

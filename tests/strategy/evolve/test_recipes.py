@@ -6,11 +6,13 @@ import ast
 
 import pytest
 
-from loop.contracts import PolicySource
+from loop.contracts import Memo, PolicySource
 from strategy.baselines import list_baselines, load_baseline
 from strategy.evolve import check_policy
+from strategy.evolve.sandbox import SandboxedPolicy
 from strategy.evolve.synthesise.constants import find_constants
-from strategy.evolve.synthesise.recipes import RECIPES, recipes
+from strategy.evolve.synthesise.recipes import RECIPES, default_policy, recipes
+from tests.strategy.builders import observation
 
 PORTABLE = [n for n in list_baselines() if not check_policy(load_baseline(n).source)]
 
@@ -32,3 +34,15 @@ def test_constants_of_a_recipe_are_set() -> None:
     values = {c.name: c.value for c in find_constants(made["least_loaded-64"].source)}
     assert (values["MAX_NUM_SEQS"], values["MAX_BATCHED_TOKENS"], values["TAIL"]) == (64, 6144, 1.6)
     assert values["CONCURRENCY"] == 1.0
+
+
+def test_the_default_policy_is_ordinary_source_and_plans() -> None:
+    policy = default_policy()
+    assert not check_policy(policy.source)
+    assert policy.name == "default"
+    assert default_policy() == policy
+    with SandboxedPolicy(policy) as live:
+        obs = observation(models=("tiny",))
+        plan = live.plan(obs, 1.0, Memo())
+    assert plan.replicas
+    assert len({d for r in plan.replicas for d in r.devices}) == sum(len(r.devices) for r in plan.replicas)
