@@ -127,8 +127,8 @@ class Evolution:
         if self._sandboxed is not None:
             self._sandboxed.close()
         self._archive.close()
-        if self._store is not None:
-            self._store.close()
+        if self._store is not None and kind is None:
+            self._store.close()  # after an interrupt, the serving thread may still be writing its last window
 
     def first_policy(self) -> Policy:
         """What serves before anything was promoted: a baseline in process, any other in a sandbox."""
