@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from multiprocessing import get_context
@@ -85,16 +85,6 @@ def load_totals() -> dict[str, dict[str, float]]:
         return {}
     totals: dict[str, dict[str, float]] = json.loads(FILE.read_text(encoding="utf-8")).get("total_s", {})
     return totals
-
-
-def best_tuned(dynamic: str, among: Iterable[str]) -> str:
-    """The baseline of these that did best in the development run: what an operator would begin with.
-
-    Raises:
-        KeyError: the dynamic was not tuned for.
-    """
-    totals = load_totals()[dynamic]
-    return min((name for name in among if name in totals), key=lambda name: totals[name])
 
 
 def tune(dynamic: str, name: str, data_dir: Path | None) -> tuple[Constants, float, float]:

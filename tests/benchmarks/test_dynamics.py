@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.all import sections
-from benchmarks.tune_baselines import best_tuned, load_totals, load_tuned, neighbours
+from benchmarks.tune_baselines import load_totals, load_tuned, neighbours
 from hw_profiles import load_cluster
 from loop.compose.dynamics import DYNAMICS, Dynamic
 from strategy.baselines import list_baselines, load_baseline, tuned_baseline
@@ -48,8 +48,7 @@ def test_the_tuning_on_file_fits_the_baselines_and_the_dynamics() -> None:
         assert set(by_name) == set(list_baselines())
         for name, constants in by_name.items():
             tuned_baseline(name, constants)
-        best = best_tuned(dynamic, list_baselines())
-        assert load_totals()[dynamic][best] == min(load_totals()[dynamic].values())
+        assert set(load_totals()[dynamic]) == set(by_name)
 
 
 def test_neighbours_stay_in_the_stated_range() -> None:
