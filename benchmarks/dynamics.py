@@ -139,6 +139,7 @@ def rows_of(result: ExperimentResult) -> list[dict[str, Any]]:
             "not_served": run.stats.rejected + run.stats.lost,
             "evolving_saves": saving(ours, s),
             "over_oracle": run.total_execution_time_s / oracle_s - 1.0,
+            "oracle_saves": 1.0 - oracle_s / run.total_execution_time_s,
         }
         if s is ours:
             row |= {
@@ -173,7 +174,8 @@ def medians(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def over_dynamics(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each system: what evolving saves against it, mean and best over dynamics (medians over seeds)."""
+    """For each system: what evolving saves against it, and what the oracle would, mean and best over dynamics
+    (medians over seeds)."""
     middle = medians(rows)
     found = []
     for system in dict.fromkeys(row["system"] for row in rows):
@@ -189,6 +191,8 @@ def over_dynamics(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "evolving_saves_at_best": max(savings),
                 "evolving_saves_at_worst": min(savings),
                 "over_oracle": statistics.fmean(r["over_oracle"] for r in mine),
+                "oracle_saves": statistics.fmean(r["oracle_saves"] for r in mine),
+                "oracle_saves_at_best": max(r["oracle_saves"] for r in mine),
             }
         )
     return found

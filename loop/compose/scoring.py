@@ -50,6 +50,9 @@ REHEARSALS_AT_A_TIME = 2
 
 ENTRY = "loop.compose.scoring:make"
 
+HORIZON_WINDOWS = 4.0
+"""For so many windows the load is expected to stay as it was."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoringSetup:
@@ -93,6 +96,8 @@ class Segment:
     start: Start
     as_one: bool = False
     """One figure for all its windows: what a change costs in the first, it earns in the others."""
+    weights: tuple[float, ...] = ()
+    """Of its windows in that figure; empty: all alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ class Scene:
     windows: Sequence[Window]
     start: Start
     as_one: bool
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,7 @@ def make(init_payload: bytes) -> Callable[[bytes], bytes]:
         runs = [
             replay(worlds[s.world], policy, fallback, s.windows, setup.config, start=s.start) for s in scenes
         ]
-        verdict = _verdict(runs, setup.objective, [s.as_one for s in scenes])
+        verdict = _verdict(runs, setup.objective, scenes)
         return _dumps(verdict | {"cpu_s": time.process_time() - began})
 
     return serve
@@ -147,11 +153,17 @@ def _scenes(setup: ScoringSetup, worlds: Sequence[World], job: ScoringJob) -> It
     """
     if 0 < job.world < setup.rehearsing:
         for s in job.segments:
-            yield Scene(job.world, [redraw(w, job.world) for w in s.windows], s.start, as_one=s.as_one)
+            yield Scene(
+                job.world,
+                [redraw(w, job.world) for w in s.windows],
+                s.start,
+                as_one=s.as_one,
+                weights=s.weights,
+            )
         return
     if job.world != setup.rehearsing_all:
         for s in job.segments:
-            yield Scene(0, s.windows, s.start, as_one=s.as_one)
+            yield Scene(0, s.windows, s.start, as_one=s.as_one, weights=s.weights)
     if job.world < setup.rehearsing or not job.segments:
         return
     last = job.segments[-1]
@@ -185,18 +197,25 @@ def redraw(window: Window, seed: int) -> Window:
     return replace(window, requests=requests)
 
 
-def _verdict(runs: Sequence[RunResult], objective: Objective, as_one: Sequence[bool]) -> dict[str, Any]:
+def _verdict(
+    runs: Sequence[RunResult], objective: Objective, scenes: Sequence[Scene | Segment]
+) -> dict[str, Any]:
     """A score, or death by the first fault: a candidate that needs its fallback is not a candidate."""
     faults = [run.faults for run in runs if run.faults.total]
     if faults:
         death = Death.INFEASIBLE if faults[0].infeasible else Death.ERROR
         return {"death": death, "detail": "; ".join(faults[0].examples)[:500]}
-    scores = [score(run, objective) for run in runs]
-    joined = [
-        replace(s, per_window=(sum(s.per_window),)) if one else s
-        for s, one in zip(scores, as_one, strict=True)
-    ]
-    return {"score": asdict(_sum(joined))}
+    scores = [_joined(score(run, objective), scene) for run, scene in zip(runs, scenes, strict=True)]
+    return {"score": asdict(_sum(scores))}
+
+
+def _joined(found: Score, scene: Scene | Segment) -> Score:
+    """The score of one replay, its windows one figure where they are to be."""
+    if not scene.as_one:
+        return found
+    weights = scene.weights or (1.0,) * len(found.per_window)
+    value = sum(w * v for w, v in zip(weights, found.per_window, strict=True))
+    return replace(found, objective=value, per_window=(value,))
 
 
 def _sum(scores: Sequence[Score]) -> Score:
@@ -353,11 +372,13 @@ def past_segments(past: Sequence[PastWindow]) -> tuple[Segment, ...]:
 
 def as_next(past: Sequence[PastWindow], now: Observation, latest: PastWindow) -> Segment:
     """Past windows as if they came next, twice when it is one alone: whatever lies in wait, it goes on for a
-    while. What happened to devices in them has happened, and shows in `now`.
+    while (the second stands for all up to the horizon, so that a change of layout is paid once). What happened to devices in them has happened, and shows in `now`.
     """
-    chosen = [p.window for p in past] if len(past) > 1 else [past[0].window] * 2
+    once = len(past) == 1
+    chosen = [past[0].window] * 2 if once else [p.window for p in past]
     windows = tuple(_moved(w, now.tick + number, now) for number, w in enumerate(chosen))
-    return Segment(windows, Start(now, latest.obs), as_one=True)
+    weights = (2.0 / HORIZON_WINDOWS, 2.0 - 2.0 / HORIZON_WINDOWS) if once else ()
+    return Segment(windows, Start(now, latest.obs), as_one=True, weights=weights)
 
 
 def _moved(window: Window, index: int, now: Observation) -> Window:
@@ -382,7 +403,7 @@ def score_apart(
     built = build_world(setup.worlds[world], setup.options)
     fallback = load_baseline(FALLBACK)
     runs = [replay(built, policy, fallback, s.windows, setup.config, start=s.start) for s in segments]
-    verdict = _verdict(runs, setup.objective, [s.as_one for s in segments])
+    verdict = _verdict(runs, setup.objective, segments)
     wall_s = time.monotonic() - began
     if "score" in verdict:
         return Evaluation(policy.digest, Score(**verdict["score"]), wall_s=wall_s)

@@ -43,7 +43,10 @@ RECIPES: tuple[Recipe, ...] = (
 """The most promising first."""
 
 
-DEFAULT = Recipe((*_SEARCHED, ("priority", "heaviest_first"), ("route", "virtual_usage")))
+DEFAULT = Recipe(
+    (*_SEARCHED, ("priority", "heaviest_first"), ("route", "virtual_usage")),
+    (("MAX_BATCHED_TOKENS", 6144.0), ("COST_WEIGHT", 0.5)),
+)
 """What the platform begins with where nothing is known of the load."""
 
 

@@ -27,6 +27,7 @@ from strategy.policy_api import (
 MAX_NUM_SEQS = 256  # 16 to 1024: requests that a replica decodes together
 MAX_BATCHED_TOKENS = 2048  # 512 to 16384: tokens of one iteration
 HORIZON_WINDOWS = 3.0  # 0.5 to 20: windows for which a layout is expected to stay right
+CHURN_WINDOWS = 0.75  # 0.2 to 10: the same while devices come and go: the next change is near
 COST_WEIGHT = 1.0  # 0.2 to 5: how much a second of stall counts against a second of serving saved
 MIN_GAIN = 0.1  # 0.001 to 0.3: share of the serving time that a change must save to be believed
 MAX_STEPS = 300  # 20 to 1000: layouts that one plan looks at
@@ -87,4 +88,5 @@ def _variants(
 def _cost_s(obs: Observation, specs: tuple[ReplicaSpec, ...]) -> float:
     """Serving time over the horizon, and the stall of getting there."""
     stall_s = reconfiguration_s(obs, Plan(specs))
-    return HORIZON_WINDOWS * plan_makespan_s(obs, specs, loads(obs)) + COST_WEIGHT * stall_s
+    horizon = CHURN_WINDOWS if obs.changes else HORIZON_WINDOWS
+    return horizon * plan_makespan_s(obs, specs, loads(obs)) + COST_WEIGHT * stall_s
