@@ -16,6 +16,7 @@ class Finish(StrEnum):
     REJECTED = "rejected"  # by the policy's admission
     INFEASIBLE = "infeasible"  # longer than any replica of its model can hold
     LOST = "lost"  # the run ended before it could be served
+    CANCELLED = "cancelled"  # its client went away (live only): nobody's failing
 
 
 class RequestRecord(NamedTuple):
