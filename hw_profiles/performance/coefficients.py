@@ -147,6 +147,50 @@ class StartFit:
 
 
 @dataclass(frozen=True, slots=True)
+class StepFit:
+    """Whole steps of one engine with one model on one device of a kind, measured while it served.
+
+    A step costs `size_s(sequences) + per_prompt_s * prompts + per_prompt_token_s * prompt tokens +
+    per_pair_s * (prompt token, earlier token) pairs + per_kv_token_s * tokens of context`.
+    """
+
+    sizes: tuple[int, ...]
+    """Batch sizes in sequences, ascending, from 1."""
+    sizes_s: tuple[float, ...]
+    """What a step of that many sequences costs, contexts and prompts aside; linear between, and beyond as it is on
+    average (the last piece stands on few steps)."""
+    per_kv_token_s: float
+    """Per token of context that the step attends to."""
+    per_prompt_s: float
+    per_prompt_token_s: float
+    per_pair_s: float
+    first_token_s: float
+    """Per request, outside the steps: from the front door to the queue, and back."""
+    start_s: float
+    """From the order to the first request served."""
+    kv_capacity_tokens: int
+    engine: str = ""
+    contention: float = 0.0
+    """Steps take this share longer for each other replica of the node that is busy at the same time."""
+    error: float | None = None
+    """Median absolute relative error of E2E on requests held out of the fit."""
+    rows: int = 0
+    source: str = ""
+
+    def size_s(self, sequences: int) -> float:
+        """Cost of a step of so many sequences, contexts and prompts aside."""
+        sizes, costs = self.sizes, self.sizes_s
+        if len(sizes) == 1 or sequences <= sizes[0]:
+            return costs[0]
+        i = bisect_right(sizes, sequences)
+        if i == len(sizes):
+            slope = (costs[-1] - costs[0]) / (sizes[-1] - sizes[0])
+            return costs[-1] + slope * (sequences - sizes[-1])
+        slope = (costs[i] - costs[i - 1]) / (sizes[i] - sizes[i - 1])
+        return costs[i - 1] + slope * (sequences - sizes[i - 1])
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceCoefficients:
     """Operators and engine of one device kind, or the default of a device class."""
 
@@ -157,6 +201,9 @@ class DeviceCoefficients:
     """Average power while serving, as a share of TDP."""
     idle_block_s: float = 0.0
     """Cost of an idle block of 128 query rows and one head, for a decoding sequence in a mixed batch."""
+    measured: Mapping[str, StepFit] = field(default_factory=dict)
+    """Model -> steps of an engine on a single such device, where it was watched at work; takes the place of
+    operators and engine for replicas of one device."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from hw_profiles.performance.coefficients import (
     Roofline,
     ShapedGrids,
     StartFit,
+    StepFit,
 )
 
 PACKAGED = Path(__file__).resolve().parent.parent / "data" / "performance" / "coefficients.json.gz"
@@ -56,8 +57,8 @@ def write_coefficients(coefficients: Coefficients, path: Path) -> None:
     data = {
         "version": VERSION,
         "provenance": coefficients.provenance,
-        "classes": {name: asdict(value) for name, value in sorted(coefficients.classes.items())},
-        "devices": {name: asdict(value) for name, value in sorted(coefficients.devices.items())},
+        "classes": {name: _plain(value) for name, value in sorted(coefficients.classes.items())},
+        "devices": {name: _plain(value) for name, value in sorted(coefficients.devices.items())},
     }
     text = json.dumps(_rounded(data), separators=(",", ":"), sort_keys=True).encode()
     raw = gzip.compress(text, mtime=0) if path.suffix == ".gz" else text
@@ -71,6 +72,14 @@ def write_coefficients(coefficients: Coefficients, path: Path) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _plain(coefficients: DeviceCoefficients) -> dict[str, Any]:
+    """As JSON holds it; `measured` only where something was."""
+    data = asdict(coefficients)
+    if not data["measured"]:
+        del data["measured"]
+    return data
 
 
 def _rounded(value: Any) -> Any:
@@ -91,7 +100,12 @@ def _device(data: dict[str, Any]) -> DeviceCoefficients:
         start=StartFit(**data["start"]),
         busy_power=float(data["busy_power"]),
         idle_block_s=float(data["idle_block_s"]),
+        measured={model: _steps(value) for model, value in data.get("measured", {}).items()},
     )
+
+
+def _steps(data: dict[str, Any]) -> StepFit:
+    return StepFit(**{**data, "sizes": tuple(data["sizes"]), "sizes_s": tuple(data["sizes_s"])})
 
 
 def _operator(data: dict[str, Any]) -> OperatorFit:

@@ -17,6 +17,7 @@ from hw_profiles.performance.capacity import (
 )
 from hw_profiles.performance.coefficients import Coefficients, DeviceCoefficients, EngineFit
 from hw_profiles.performance.files import read_coefficients
+from hw_profiles.performance.measured import MeasuredReplica
 from hw_profiles.performance.operators import ACTIVATION_BYTES, Link, Multipliers, StageOperators, peak_flops
 from hw_profiles.performance.replica import ReplicaPerformance
 
@@ -143,6 +144,10 @@ class PerformanceModel:
         tp, pp, ep = split.tp, split.pp, split.dp
         profiles = {device.kind: device.profile for device in devices}
         known = {kind: self._coefficients.of(kind, profile.class_) for kind, profile in profiles.items()}
+        if len(devices) == 1:
+            watched = self._watched(model, devices[0], known[devices[0].kind])
+            if watched is not None:
+                return watched
         capacity = min(
             kv_capacity_tokens(model, p.memory_bytes, tp=tp, pp=pp, ep=ep, class_=p.class_)
             for p in profiles.values()
@@ -190,6 +195,19 @@ class PerformanceModel:
             ),
             busy_watts=sum(d.profile.tdp_watts * known[d.kind].busy_power for d in devices),
             idle_watts=sum(d.profile.idle_watts for d in devices),
+        )
+
+    def _watched(self, model: ModelSpec, device: Device, known: DeviceCoefficients) -> MeasuredReplica | None:
+        """The replica as it was measured at work; None: it was not."""
+        steps = known.measured.get(model.name)
+        if steps is None:
+            return None
+        return MeasuredReplica(
+            steps,
+            self._multipliers(device.kind),
+            kv_bytes_per_token=int(model.kv_bytes_per_token),
+            busy_watts=device.profile.tdp_watts * known.busy_power,
+            idle_watts=device.profile.idle_watts,
         )
 
     def _start_s(
