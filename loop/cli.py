@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from loop.commands import explain, replay
+from loop.commands import explain, loadtest, replay, serve
 from loop.logs import configure_logging
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 app.command("replay")(replay.replay)
 app.command("explain")(explain.explain)
+app.command("loadtest")(loadtest.loadtest)
+app.command("serve")(serve.serve)
 
 root = typer.Typer(
     name="autopoiesis",

@@ -51,6 +51,9 @@ class ControllerConfig:
     warm_start: bool = True
     """The policy's first plan is deployed before the clock starts, as in a system that already runs."""
     guard: GuardConfig = field(default_factory=GuardConfig)
+    real_time: bool = False
+    """The plane's clock goes on while the policy thinks: the time that `plan` took shows there as it was, and is
+    not let pass a second time."""
 
 
 _MEMOS = 8
@@ -133,12 +136,22 @@ class Controller:
         )
 
     def steps(self, windows: Iterable[Window]) -> Iterator[WindowResult]:
-        """Run window after window, yielding each result."""
-        pending = list(windows)
-        for i, window in enumerate(pending):
-            yield self._step(window, last=i == len(pending) - 1)
+        """Run window after window, yielding each result. The next window is asked for when the one before it
+        has passed: they may come without end, and end when somebody wants to.
+        """
+        ahead = iter(windows)
+        window = next(ahead, None)
+        while window is not None:
+            result, window = self._step(window, ahead)
+            yield result
 
-    def _step(self, window: Window, *, last: bool) -> WindowResult:
+    @property
+    def origin_s(self) -> float:
+        """The plane's time at which trace time was 0; known when the first window has begun."""
+        return self._origin_s
+
+    def _step(self, window: Window, ahead: Iterator[Window]) -> tuple[WindowResult, Window | None]:
+        """One window, and the next one; None: it was the last."""
         batch = self._config.mode is ReplayMode.BATCH
         if not self._started:
             self._started = True
@@ -152,12 +165,12 @@ class Controller:
         decision = self._decide(obs)
         self._perception.arrived(requests)
         self._plane.submit(requests)
-        exposed_solve_s = self._act(obs, decision)
-        self._finish(window, batch=batch, last=last)
+        exposed_solve_s = self._act(obs, decision, before)
+        following = self._finish(window, ahead, batch=batch)
         result = self._close(window, before, decision, exposed_solve_s)
         if self._source is not None:
             self._source.window_ended(window, result, obs)
-        return result
+        return result, following
 
     def _deploy(self, tick: int, released: Sequence[Request]) -> None:
         """Bring up the first plan before anything is released, and set the meters to zero."""
@@ -233,11 +246,15 @@ class Controller:
         self._guarded.sync(self._memo)
         before, faults = dict(self._memo), self._guarded.faults.total
         forced = bool(servable_models(obs) - served_models(obs.plan))
+        began_s = self._plane.now_s
         began = self._solve_clock() + self._guarded.solve_cpu_s
         replan = self._guarded.should_replan(obs, self._memo) or forced
         plan = self._guarded.plan(obs, self._config.budget_s, self._memo) if replan else obs.plan
         took = self._solve_clock() + self._guarded.solve_cpu_s - began
         quantum = self._config.solve_quantum_s
+        charged = math.ceil(took / quantum) * quantum
+        if self._config.real_time:
+            charged = self._plane.now_s - began_s
         decision = Decision(
             tick=obs.tick,
             policy=self._guarded.digest,
@@ -247,20 +264,22 @@ class Controller:
             forced=forced,
             replanned=replan,
             plan=plan,
-            solve_s=math.ceil(took / quantum) * quantum if replan else 0.0,
+            solve_s=charged if replan else 0.0,
             by_fallback=self._guarded.faults.total > faults,
         )
         if self._journal is not None:
             self._journal.decided(decision)
         return decision
 
-    def _act(self, obs: Observation, decision: Decision) -> float:
-        """Let the old plan serve while the solver works, then change over. Returns the exposed solve time."""
+    def _act(self, obs: Observation, decision: Decision, before: PlaneSnapshot) -> float:
+        """Let the old plan serve while the solver works, then change over. Returns the exposed solve time;
+        `before` is the state at the monitoring point."""
         if not decision.replanned:
             self._ticks_since_replan += 1
             return 0.0
-        before = self._plane.snapshot()
-        self._plane.run_until(before.now_s + decision.solve_s)
+        if not self._config.real_time:
+            before = self._plane.snapshot()
+            self._plane.run_until(before.now_s + decision.solve_s)
         exposed = self._plane.snapshot().idle_pending_s - before.idle_pending_s
         self._ticks_since_replan += 1
         if not decision.plan.replicas or decision.plan.replicas == obs.plan.replicas:
@@ -281,15 +300,19 @@ class Controller:
             return False  # else the world moved on while the solver worked: nobody's fault
         return True
 
-    def _finish(self, window: Window, *, batch: bool, last: bool) -> None:
-        """Serve until the window is over: all done in batch replay, its end in online replay."""
+    def _finish(self, window: Window, ahead: Iterator[Window], *, batch: bool) -> Window | None:
+        """Serve until the window is over: all done in batch replay, its end in online replay, and after the last
+        one all. Returns the next window."""
         if not batch:
             self._plane.run_until(max(self._plane.now_s, window.end_s + self._origin_s))
+        following = next(ahead, None)
+        last = following is None
         limit_s = self._plane.now_s + self._config.stuck_after_s
         while (batch or last) and not self._plane.run_until_idle(limit_s):
             if self._plane.now_s >= limit_s or not self._rescue(window.index):
                 self._plane.run_until(limit_s)
                 self._plane.close()
+        return following
 
     def _rescue(self, tick: int) -> bool:
         """Work is left that no replica can serve: a model has lost its last one within the window. Ask for a

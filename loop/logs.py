@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 import structlog
 
 
-def configure_logging(level: int = logging.WARNING) -> None:
-    """Send what is logged at `level` and above to stderr."""
+class _Told:
+    """A logger whose lines go to somebody."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.msg = self.debug = self.info = self.warning = self.error = self.critical = tell
+        self.exception = self.failure = self.log = tell
+
+
+def configure_logging(level: int = logging.WARNING, *, tell: Callable[[str], None] | None = None) -> None:
+    """Send what is logged at `level` and above to stderr, or, without times, to `tell`."""
+    if tell is not None:
+        structlog.configure(
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.format_exc_info,
+                structlog.processors.KeyValueRenderer(key_order=["level", "event"]),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            logger_factory=lambda *_: _Told(tell),
+        )
+        return
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

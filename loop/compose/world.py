@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from execution.twin import Twin, WorldParameters
 from hw_profiles import ModelSpec, Topology, load_cluster, load_model
@@ -24,6 +25,8 @@ class WorldSpec:
     """Hidden multipliers on the performance model; None: the nominal hardware."""
     parameters: WorldParameters = field(default_factory=WorldParameters)
     seed: int = 0
+    coefficients: str = ""
+    """A coefficients file of the user's (`profiles calibrate`); empty: the packaged one."""
 
 
 class InfeasibleModelError(ValueError):
@@ -63,10 +66,11 @@ def build_world(spec: WorldSpec, options: tuple[DeploymentOption, ...] | None = 
     Raises:
         ProfileError: unknown cluster or model, or a broken profile.
         InfeasibleModelError: a model fits no group of devices of the cluster.
+        CoefficientsError: the coefficients file cannot be used.
     """
     topology = load_cluster(spec.cluster)
     models = {model.name: model for model in map(load_model, spec.models)}
-    nominal = PerformanceModel.load()
+    nominal = PerformanceModel.load(Path(spec.coefficients) if spec.coefficients else None)
     if options is None:
         options = deployment_options(topology, tuple(models.values()), nominal)
     check_options(spec.cluster, models, options)

@@ -112,6 +112,8 @@ class StatsCollector:
     def __call__(self, record: RequestRecord) -> None:
         """Count one record."""
         if record.finish is not Finish.OK:
+            if record.finish is Finish.CANCELLED:
+                return  # its client went away: it says nothing of the service
             if record.finish is Finish.REJECTED:
                 self.rejected += 1
             else:

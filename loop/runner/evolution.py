@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
@@ -97,7 +97,7 @@ class BackgroundEvolution:
     def __init__(
         self,
         first: PolicySource,
-        step: StepRunner,
+        step: StepRunner | None,
         load: Callable[[PolicySource], Policy],
         *,
         journal: Journal | None = None,
@@ -108,11 +108,13 @@ class BackgroundEvolution:
         counterfactual: Counterfactual | None = None,
         objective: Callable[[WindowResult], float] = lambda result: result.total_s,
         waits: bool = True,
+        keep_windows: int | None = None,
     ) -> None:
-        """`last_tick`: no step begins there, since nothing could come of it; None: the end is not known.
+        """`step`: None evolves nothing: operators alone bring policies. `last_tick`: no step begins there, since nothing could come of it; None: the end is not known.
         `live`: None is `Live` with `LiveConfig.immediate()`. `counterfactual`: None asks nothing of simulated
         worlds. `objective`: of a window as it really was, in the unit of the counterfactuals. `waits`: on
         virtual time, which stands still meanwhile, work is waited for; a real system collects it when done.
+        `keep_windows`: past windows that are remembered; None: all.
         """
         self._step = step
         self._counterfactual = counterfactual
@@ -121,6 +123,7 @@ class BackgroundEvolution:
         self._on_step = on_step
         self._clock = clock
         self._waits = waits
+        self._keep_windows = keep_windows
         self._last_tick = last_tick
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evolution")
         self._stop = threading.Event()
@@ -177,8 +180,18 @@ class BackgroundEvolution:
     def window_ended(self, window: Window, result: WindowResult, obs: Observation) -> None:
         """Remember a window."""
         previous = self._past[-1].obs if self._past else None
-        self._past.append(PastWindow(window, obs, result, previous))
+        if window.requests or self._waits:  # a real system is idle now and then: nothing to learn from
+            self._past.append(PastWindow(window, obs, result, previous))
+        if self._keep_windows is not None:
+            del self._past[: -self._keep_windows]
         self.live.window_ended(result, self._objective(result))
+
+    def amend(self, window: Window) -> None:
+        """More is known of a window that is over: answers were under way when it ended. One that is forgotten
+        already is ignored."""
+        for number, past in enumerate(self._past):
+            if past.window.index == window.index:
+                self._past[number] = replace(past, window=window)
 
     def finished(self, record: RequestRecord) -> None:
         """A record sink: a canary by traffic learns from each request that is over."""
@@ -203,8 +216,10 @@ class BackgroundEvolution:
             self._rest.set()
             return
         idle = self._running is None and obs.now_s >= self._busy_until_s and obs.tick != self._last_tick
-        if not (self._past and idle) or self._stop.is_set():
+        if not (self._past and idle) or self._stop.is_set() or self._step is None:
             return
+        if not self._waits and self._past[-1].window.index < obs.tick - 1:
+            return  # nothing was asked for in the latest window
         self._rest = threading.Event()
         self._began_s, self._began_tick, self._began_with = obs.now_s, obs.tick, self.incumbent.digest
         question = self.live.question() if self._counterfactual is not None else None
@@ -231,8 +246,10 @@ class BackgroundEvolution:
         try:
             if question is not None and self.live.disappoints(question, values):
                 step = EvolutionStep(None, f"{incumbent.name} disappoints: no step begins from it")
-            else:
+            elif self._step is not None:
                 step = self._step(incumbent, past, rest)
+            else:
+                step = _NO_STEP
         except Exception as error:  # noqa: BLE001
             step = EvolutionStep(None, f"the step failed: {type(error).__name__}: {error}")
         took_s = self._clock() - began
