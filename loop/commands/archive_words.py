@@ -25,6 +25,11 @@ class Pair:
         return {"a": asdict(self.first), "b": asdict(self.second)}
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def summary(book: Archive) -> str:
     """The archive in one line."""
     deaths = ", ".join(f"{n} {death}" for death, n in book.deaths().most_common())
@@ -34,7 +39,8 @@ def summary(book: Archive) -> str:
         tokens = sum(e.prompt_tokens + e.completion_tokens for e in exchanges)
         asked = f"; {len(exchanges)} questions to language models, {tokens:,} tokens"
     return (
-        f"{book.count()} candidates in {book.generation()} steps, {book.spent()} evaluations; deaths: "
+        f"{counted(book.count(), 'candidate')} in {counted(book.generation(), 'step')}, "
+        f"{counted(book.spent(), 'evaluation')}; deaths: "
         f"{deaths or 'none'}{asked}"
     )
 

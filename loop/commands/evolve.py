@@ -19,16 +19,18 @@ from rich.console import Console
 
 from loop.commands import setting as s
 from loop.commands import synthesis as y
+from loop.commands.archive_words import counted
 from loop.commands.evolve_result import HIDDEN_WORLDS, EvolveResult, compare, comparison_parts
 from loop.commands.evolve_view import View, show
+from loop.commands.folding import folded
 from loop.commands.inputs import cannot_write
-from loop.commands.policies import find_policy, one_line, refuse_other_files, tidy
+from loop.commands.policies import find_policy, one_line, refuse_others, tidy
 from loop.commands.score import console, run_all, write_text
 from loop.compose.offline import OfflineSetup, observe_past
 from loop.compose.offline_evolution import OfflineBudget, OfflineEvolution, OfflineOutcome
 from loop.compose.offline_record import OfflineRecord, add_record, last_record
 from loop.compose.offline_watch import WatchedArchive
-from loop.contracts import PolicySource, ReplayMode, Slo, Synthesiser
+from loop.contracts import PolicySource, Synthesiser
 from loop.runner.evolution import PastWindow
 from loop.runner.lineage import read_lineage
 from loop.runner.lineage_page import lineage_page
@@ -41,6 +43,7 @@ PERTURBED = 2
 """Worlds beside the nominal one in which candidates are proven."""
 
 
+@folded
 def evolve(
     policy: Annotated[
         str,
@@ -48,25 +51,9 @@ def evolve(
             metavar="FILE|BASELINE", help=f"To begin with: a file, or one of {', '.join(list_baselines())}."
         ),
     ] = "least_loaded",
-    workload: s.WorkloadName = s.DEFAULT_WORKLOAD,
-    cluster: s.ClusterName = s.CLUSTER,
-    serve: s.ServedModels = None,
-    window: s.WindowSeconds = s.WINDOW_S,
-    max_windows: s.MaxWindows = 1000,
-    rate_scale: s.RateScale = 1.0,
-    mode: s.Mode = ReplayMode.BATCH,
-    objective: s.Goal = None,
-    slo_ttft_s: s.SloTtft = 10.0,
-    slo_tpot_s: s.SloTpot = 0.2,
-    synthesiser: y.SynthesiserKind = y.Kind.BUILTIN,
-    base_url: y.BaseUrl = None,
-    model: y.LanguageModels = None,
-    price: y.Prices = None,
-    api_key_env: y.KeyVariable = y.DEFAULT_KEY_VARIABLE,
-    token_budget: y.TokenBudget = None,
-    usd_budget: y.UsdBudget = None,
-    in_flight: y.InFlight = 4,
-    answer_s: y.AnswerSeconds = 180.0,
+    *,
+    where: s.SettingOptions,
+    choice: y.SynthesisOptions,
     evaluations: Annotated[
         int,
         typer.Option(min=4, help="Evaluations in the twin at most: a policy on one stage of the cascade."),
@@ -75,8 +62,6 @@ def evolve(
         float | None, typer.Option(min=0.01, help="Wall minutes of the search at most. Default: no limit.")
     ] = None,
     workers: s.Workers = s.WORKERS,
-    seed: s.Seed = 0,
-    data_dir: s.DataDir = None,
     archive: Annotated[
         Path | None,
         typer.Option(
@@ -94,33 +79,9 @@ def evolve(
     Safe to interrupt: Ctrl-C ends the search, the best so far is written, and the same command resumes.
     """
     with one_line():
-        choice = y.SynthesisChoice(
-            synthesiser,
-            base_url,
-            tuple(model or ()),
-            tuple(price or ()),
-            api_key_env,
-            token_budget,
-            usd_budget,
-            in_flight,
-            answer_s,
-            None if minutes is None else 60.0 * minutes,
-        )
         choice.check()
         first = find_policy(policy)
-        setting = s.open_setting(
-            workload=workload,
-            cluster=cluster,
-            serve=serve,
-            window_s=window,
-            max_windows=max_windows,
-            rate_scale=rate_scale,
-            mode=mode,
-            objective=objective,
-            slo=Slo(slo_ttft_s, slo_tpot_s),
-            seed=seed,
-            data_dir=data_dir,
-        )
+        setting = where.open()
         setup = setting.setup(PERTURBED)
         make_folder(out)
         run = _Evolve(setting, setup, first, choice, workers, archive or out / "archive.sqlite", out)
@@ -148,7 +109,7 @@ class _Evolve:
     setting: s.Setting
     setup: OfflineSetup
     first: PolicySource
-    choice: y.SynthesisChoice
+    choice: y.SynthesisOptions
     workers: int
     archive: Path
     out: Path
@@ -165,7 +126,9 @@ class _Evolve:
             self._note(champion or self.first)
             # a search that goes on draws new numbers, or it would propose again what it has proposed
             seed = self.setting.seed + 1_000_003 * book.generation()
-            synthesiser = y.make_synthesiser(self.choice, self.setting.objective, seed, book.add_exchange)
+            synthesiser = y.make_synthesiser(
+                self.choice, self.setting.objective, seed, book.add_exchange, budget.seconds
+            )
             view = View(errors, f"evolving {self.first.name}", book.watch, budget, synthesiser)
             with (
                 stopping(errors) as stop,
@@ -210,10 +173,16 @@ class _Evolve:
         """Where an earlier run left off, if one of the same setting did; say so."""
         if not self.archive.exists():
             return None
-        refuse_other_files(self.archive)
+        refuse_others(self.archive)
         record = last_record(self.archive)
         with WatchedArchive(self.archive) as book:
-            known = f"{self.archive}: {book.count()} candidates, {book.spent()} evaluations, {book.generation()} steps"
+            known = ", ".join(
+                (
+                    f"{self.archive}: {counted(book.count(), 'candidate')}",
+                    counted(book.spent(), "evaluation"),
+                    counted(book.generation(), "step"),
+                )
+            )
         same = record is not None and record.setting == self.setting.describe()
         if record is not None and same and record.first == self.first.digest:
             errors.print(

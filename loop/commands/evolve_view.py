@@ -14,6 +14,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from loop.commands.archive_words import counted
 from loop.commands.evolve_result import Comparison, EvolveResult
 from loop.compose.offline_evolution import OfflineBudget
 from loop.compose.offline_watch import Watch
@@ -113,7 +114,8 @@ def show(result: EvolveResult, diff: Sequence[str], paths: dict[str, str], conso
 def words(result: EvolveResult) -> list[str]:
     """What came of it in plain words, without claiming more than was measured."""
     spent = (
-        f"{result.candidates} candidates, {result.evaluations} evaluations in {result.steps} steps, "
+        f"{counted(result.candidates, 'candidate')}, {counted(result.evaluations, 'evaluation')} in "
+        f"{counted(result.steps, 'step')}, "
         f"{_clock(result.wall_s)} ({result.cpu_s:,.0f} CPU-seconds); deaths: {deaths_text(result.deaths)}"
     )
     lines = [""]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from loop.commands.failing import InputError, one_line_errors
+from loop.commands.failing import InputError, one_line_errors, refuse_other_files
 from loop.compose.explaining import decide_again
 from loop.journal import Decision, Journal
 
@@ -28,7 +26,7 @@ def explain(
     with one_line_errors():
         if not journal.is_file():
             raise InputError(f"{journal}: no such journal (--journal); `autopoiesis loop replay` writes one")
-        refuse_other_files(journal)
+        refuse_other_files(journal, "a journal", frozenset({"tick"}), "ticks", "--journal")
         console = Console()
         with Journal(journal) as book:
             decisions = {d.tick: d for d in book.decisions()}
@@ -53,17 +51,6 @@ def explain(
                 if differences:
                     raise typer.Exit(1)
                 console.print("decided again: the same answer, bit for bit")
-
-
-def refuse_other_files(path: Path) -> None:
-    """Only a journal is opened, since opening makes tables in what is none."""
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as error:
-        raise InputError(f"{path}: not a journal: {error} (--journal)") from error
-    if "tick" not in found:
-        raise InputError(f"{path}: not a journal: it has no ticks (--journal)")
 
 
 def in_words(decision: Decision, policy: str) -> list[str]:

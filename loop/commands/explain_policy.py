@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,10 +19,11 @@ from loop.commands import code_differences as differences
 from loop.commands import setting as s
 from loop.commands.explain_verdict import Verdict, layout_words, replan_words, time_words, verdict
 from loop.commands.failing import InputError
+from loop.commands.folding import folded
 from loop.commands.pairing import PairedWindow, Parts, by_dynamics, pair, parts
-from loop.commands.policies import ArchiveFile, find_policies, find_policy, one_line, open_archive
+from loop.commands.policies import ArchiveFile, distinct, find_policy, one_line, open_archive
 from loop.commands.score import ScoreReport, console, score_all
-from loop.contracts import PolicySource, ReplayMode, Slo
+from loop.contracts import PolicySource
 from loop.runner.report import policy_diff
 from strategy.baselines import list_baselines
 
@@ -48,6 +50,7 @@ class Explanation:
     diff: tuple[str, ...]
 
 
+@folded
 def explain(
     policy: Annotated[
         str, typer.Argument(metavar="POLICY", help="A file, a baseline, or (with --archive) a digest.")
@@ -57,51 +60,22 @@ def explain(
         typer.Option(metavar="BASELINE", help=f"One of {', '.join(list_baselines())}; or a file, a digest."),
     ] = "least_loaded",
     archive: ArchiveFile = None,
-    workload: s.WorkloadName = s.DEFAULT_WORKLOAD,
-    cluster: s.ClusterName = s.CLUSTER,
-    serve: s.ServedModels = None,
-    window: s.WindowSeconds = s.WINDOW_S,
-    max_windows: s.MaxWindows = 1000,
-    rate_scale: s.RateScale = 1.0,
-    mode: s.Mode = ReplayMode.BATCH,
-    objective: s.Goal = None,
-    slo_ttft_s: s.SloTtft = 10.0,
-    slo_tpot_s: s.SloTpot = 0.2,
+    *,
+    where: s.SettingOptions,
     worlds: Annotated[int, typer.Option(min=0, max=50, help="Perturbed worlds beside the nominal one.")] = 3,
     workers: s.Workers = s.WORKERS,
-    seed: s.Seed = 0,
-    data_dir: s.DataDir = None,
     diff: Annotated[bool, typer.Option(help="Also show the difference of the sources.")] = True,
     json: s.AsJson = False,
 ) -> None:
     """Say what a policy does differently from a baseline, on which windows it wins or loses, and why."""
     with one_line():
-        if archive is not None:
-            with open_archive(archive) as book:
-                mine, theirs = find_policy(policy, book), find_policy(against, book)
-                if mine.digest != theirs.digest:
-                    mine, theirs = find_policies([policy, against], book)
-        else:
-            mine, theirs = find_policy(policy), find_policy(against)
+        with nullcontext() if archive is None else open_archive(archive) as book:
+            mine, theirs = distinct((find_policy(policy, book), find_policy(against, book)))
         if mine.digest == theirs.digest:
             raise InputError(
                 f"{policy} and {against} are the same policy, to the letter (--against another one)"
             )
-        if mine.name == theirs.name:
-            theirs = find_policies([against])[0]
-        setting = s.open_setting(
-            workload=workload,
-            cluster=cluster,
-            serve=serve,
-            window_s=window,
-            max_windows=max_windows,
-            rate_scale=rate_scale,
-            mode=mode,
-            objective=objective,
-            slo=Slo(slo_ttft_s, slo_tpot_s),
-            seed=seed,
-            data_dir=data_dir,
-        )
+        setting = where.open()
         report = score_all(setting, setting.setup(0).hidden(setting.seed, worlds), (theirs, mine), workers)
     explanation = _explain(setting, report, mine, theirs)
     if json:

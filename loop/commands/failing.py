@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -13,6 +15,7 @@ from hw_profiles import ProfileError
 from hw_profiles.performance import InfeasibleError
 from loop.compose.world import InfeasibleModelError
 from loop.journal import JournalError
+from strategy.live import LiveStoreError
 from strategy.policy import PolicyModuleError
 
 
@@ -27,6 +30,7 @@ _EXPECTED = (
     InfeasibleError,
     InfeasibleModelError,
     JournalError,
+    LiveStoreError,
     PolicyModuleError,
 )
 
@@ -45,3 +49,18 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         raise typer.Exit(130) from None
+
+
+def refuse_other_files(path: Path, what: str, tables: frozenset[str], lacks: str, option: str) -> None:
+    """Let a SQLite file pass that has these tables; opening makes tables in what is none.
+
+    Raises:
+        InputError: it is not `what`, since it is no SQLite file, or has no `lacks`.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        raise InputError(f"{path}: not {what}: {error} ({option})") from error
+    if not tables <= found:
+        raise InputError(f"{path}: not {what}: it has no {lacks} ({option})")

@@ -15,6 +15,7 @@ from loop.contracts import ClusterEvent, PolicyFault, PolicySource, Workload
 from strategy.baselines import list_baselines
 from strategy.evolve import check_policy
 from strategy.evolve.sandbox import SandboxedPolicy
+from strategy.live import FILE_NAME, LiveStore
 from strategy.policy import digest_of
 
 DATA_VARIABLE = "AUTOPOIESIS_DATA"
@@ -165,7 +166,15 @@ def read_policy(path: Path) -> PolicySource:
 
 
 def prepare(out: Path) -> Path:
-    """The folder for what is written; an older journal and archive there are moved aside, never mixed."""
+    """The folder for what is written; an older journal and archive there are moved aside, never mixed.
+
+    Raises:
+        InputError: it cannot be written to, or a loop serves there.
+    """
+    if (out / FILE_NAME).exists():
+        with LiveStore(out / FILE_NAME) as store:
+            if store.attended():
+                raise InputError(f"{out}: a loop serves there: end it first, or use another folder (--out)")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name in ("journal.sqlite", "archive.sqlite"):

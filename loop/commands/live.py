@@ -123,6 +123,8 @@ def status(
         else:
             console.print(_state_table(state, at_s))
         commands = store.commands(events)
+        if state is not None and not store.attended():
+            console.print("the run is over: nobody is left to answer commands")
         if commands:
             console.print(_command_table(commands))
         happened = store.events(events)
@@ -134,6 +136,7 @@ class _OpenedStore(LiveStore):
     """The store of a run that is there. Errors are the user's: the wrong folder, the wrong file."""
 
     def __init__(self, run: Path) -> None:
+        self.run = run
         path = run / FILE_NAME
         if not path.is_file():
             raise InputError(
@@ -152,8 +155,19 @@ class _OpenedStore(LiveStore):
             raise InputError(f"{error} (--run)") from error
 
 
-def _order(store: LiveStore, kind: CommandKind, policy: PolicySource | None, wait_s: float) -> None:
-    """Queue a command; with a wait, say what became of it. Exit code 1: refused; 3: no answer yet."""
+def _order(store: _OpenedStore, kind: CommandKind, policy: PolicySource | None, wait_s: float) -> None:
+    """Queue a command; with a wait, say what became of it. Exit code 1: refused; 3: no answer yet.
+
+    Raises:
+        InputError: nobody serves there who could answer.
+    """
+    if not store.attended():
+        at_s = store.committed_at_s()
+        ended = "" if at_s is None else f", at the latest after {_clock(at_s)}"
+        raise InputError(
+            f"{store.run}: no loop serves here any more: the run is over{ended}. Commands are for a loop that runs, "
+            f"e.g. `autopoiesis loop replay --out {store.run}`; `status` shows how this one ended (--run)"
+        )
     number = store.order(kind, policy)
     answered = _answer(store, number, wait_s)
     if answered.status is CommandStatus.DONE:
@@ -162,7 +176,8 @@ def _order(store: LiveStore, kind: CommandKind, policy: PolicySource | None, wai
         typer.echo(f"{kind}: refused at tick {answered.tick}: {answered.answer}", err=True)
         raise typer.Exit(1)
     elif wait_s > 0:
-        typer.echo(f"{kind}: queued as command {number}; no answer within {wait_s:g} s", err=True)
+        why = f"no answer within {wait_s:g} s" if store.attended() else "the run ended before it answered"
+        typer.echo(f"{kind}: queued as command {number}; {why}", err=True)
         raise typer.Exit(3)
     else:
         typer.echo(f"{kind}: queued as command {number}, for the next monitoring point")
@@ -171,7 +186,7 @@ def _order(store: LiveStore, kind: CommandKind, policy: PolicySource | None, wai
 def _answer(store: LiveStore, number: int, wait_s: float) -> LiveCommand:
     until = time.monotonic() + wait_s
     command = store.command(number)
-    while command.status is CommandStatus.PENDING and time.monotonic() < until:
+    while command.status is CommandStatus.PENDING and time.monotonic() < until and store.attended():
         time.sleep(_LOOK_S)
         command = store.command(number)
     return command

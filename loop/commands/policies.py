@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loop.commands.failing import InputError, one_line_errors
+from loop.commands.failing import InputError, one_line_errors, refuse_other_files
 from loop.commands.inputs import exists, read_policy
 from loop.compose.experiment import baseline_source
 from loop.compose.offline import is_trusted
@@ -78,12 +77,25 @@ def find_candidate(archive: Archive, digest: str) -> PolicySource:
 
 
 def find_policies(names: Sequence[str], archive: Archive | None = None) -> tuple[PolicySource, ...]:
-    """All of them, each once, and each under a name that no other one has."""
-    found = list({p.digest: p for p in (find_policy(name, archive) for name in names)}.values())
-    taken = [p.name for p in found]
+    """All of them, each under a name that no other one has; who is named twice comes once. Policies that are the
+    same to the letter have one digest and several names."""
+    found: list[PolicySource] = []
+    for given in dict.fromkeys(names):
+        policy = find_policy(given, archive)
+        twins = [p for p in found if p.digest == policy.digest]
+        if any(p.name == policy.name for p in twins):
+            policy = replace(policy, name=given)  # the same text in two files of one name
+        if not any(p.name == policy.name for p in twins):
+            found.append(policy)
+    return distinct(found)
+
+
+def distinct(policies: Sequence[PolicySource]) -> tuple[PolicySource, ...]:
+    """The same, each under a name that no other one has."""
+    taken = [p.name for p in policies]
     return tuple(
         replace(p, name=f"{p.name}-{p.digest[:6]}") if taken.count(p.name) > 1 and not is_trusted(p) else p
-        for p in found
+        for p in policies
     )
 
 
@@ -95,7 +107,7 @@ def open_archive(path: Path) -> Archive:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such archive (--archive); `autopoiesis strategy evolve` writes one")
-    refuse_other_files(path)
+    refuse_others(path)
     archive = Archive(path)
     if archive.count() == 0:
         archive.close()
@@ -103,15 +115,10 @@ def open_archive(path: Path) -> Archive:
     return archive
 
 
-def refuse_other_files(path: Path) -> None:
-    """Raise InputError unless the file is an archive: opening makes tables in what is none."""
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as error:
-        raise InputError(f"{path}: not an archive of evolution: {error} (--archive)") from error
-    if not {"candidates", "evaluations", "outcomes"} <= found:
-        raise InputError(f"{path}: not an archive of evolution: it has no candidates (--archive)")
+def refuse_others(path: Path) -> None:
+    """Raise InputError unless the file is an archive."""
+    tables = frozenset({"candidates", "evaluations", "outcomes"})
+    refuse_other_files(path, "an archive of evolution", tables, "candidates", "--archive")
 
 
 def tidy(policy: PolicySource) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,11 +20,12 @@ from rich.table import Table
 from execution.workload.plots.sparkline import sparkline
 from loop.commands import setting as s
 from loop.commands.failing import InputError
+from loop.commands.folding import folded
 from loop.commands.policies import ArchiveFile, find_policies, one_line, open_archive
 from loop.compose.experiment import window_info
 from loop.compose.objective import Objective, window_value
 from loop.compose.offline import OfflineSetup, Run, SideBySide
-from loop.contracts import PolicySource, ReplayMode, RunResult, Slo
+from loop.contracts import PolicySource, ReplayMode, RunResult
 from loop.runner.results import WindowInfo
 from loop.runner.window_picture import Series, draw_windows
 
@@ -40,6 +42,8 @@ class Scored:
     ratio: float
     """Of the objective to the first policy's in the same world; below 1 is better."""
     run: RunResult
+    same_as: str = ""
+    """The policy before it that is the same to the letter, and was replayed in its stead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class ScoreReport:
     scores: tuple[Scored, ...]
 
 
+@folded
 def score(
     policies: Annotated[
         list[str],
@@ -60,46 +65,21 @@ def score(
         list[str] | None, typer.Option(help="Also this baseline; may be given several times, or `all`.")
     ] = None,
     archive: ArchiveFile = None,
-    workload: s.WorkloadName = s.DEFAULT_WORKLOAD,
-    cluster: s.ClusterName = s.CLUSTER,
-    serve: s.ServedModels = None,
-    window: s.WindowSeconds = s.WINDOW_S,
-    max_windows: s.MaxWindows = 1000,
-    rate_scale: s.RateScale = 1.0,
-    mode: s.Mode = ReplayMode.BATCH,
-    objective: s.Goal = None,
-    slo_ttft_s: s.SloTtft = 10.0,
-    slo_tpot_s: s.SloTpot = 0.2,
+    *,
+    where: s.SettingOptions,
     worlds: Annotated[
         int, typer.Option(min=0, max=50, help="Perturbed worlds: other hardware, requests drawn anew.")
     ] = 2,
     workers: s.Workers = s.WORKERS,
-    seed: s.Seed = 0,
-    data_dir: s.DataDir = None,
     svg: Annotated[Path | None, typer.Option(help="Write a picture, window by window, to this file.")] = None,
     json: s.AsJson = False,
 ) -> None:
     """Replay policies over a workload, each in a sandbox, and compare them with the first one."""
     with one_line():
         names = [*policies, *_baselines(baseline)]
-        if archive is not None:
-            with open_archive(archive) as book:
-                chosen = find_policies(names, book)
-        else:
-            chosen = find_policies(names)
-        setting = s.open_setting(
-            workload=workload,
-            cluster=cluster,
-            serve=serve,
-            window_s=window,
-            max_windows=max_windows,
-            rate_scale=rate_scale,
-            mode=mode,
-            objective=objective,
-            slo=Slo(slo_ttft_s, slo_tpot_s),
-            seed=seed,
-            data_dir=data_dir,
-        )
+        with nullcontext() if archive is None else open_archive(archive) as book:
+            chosen = find_policies(names, book)
+        setting = where.open()
         report = score_all(setting, setting.setup(0).hidden(setting.seed, worlds), chosen, workers)
         if svg is not None:
             write_text(svg, picture(setting, report), "--svg")
@@ -121,16 +101,35 @@ def score_all(
     setting: s.Setting, setup: OfflineSetup, policies: Sequence[PolicySource], workers: int
 ) -> ScoreReport:
     """Every policy in every world of the setup, with a progress bar on a terminal."""
-    runs = [Run(policy, world) for world in range(len(setup.worlds)) for policy in policies]
-    results = run_all(setup, runs, workers, "replaying")
-    base: dict[int, float] = {}
+    first_of: dict[str, PolicySource] = {}
+    for policy in policies:
+        first_of.setdefault(policy.digest, policy)
+    worlds = range(len(setup.worlds))
+    runs = [Run(policy, world) for world in worlds for policy in first_of.values()]
+    results = {
+        (run.policy.digest, run.world): result
+        for run, result in zip(runs, run_all(setup, runs, workers, "replaying"), strict=True)
+    }
+
+    def value(policy: PolicySource, world: int) -> float:
+        return sum(window_value(w, setting.objective) for w in results[policy.digest, world].windows)
+
     scores = []
-    for run, result in zip(runs, results, strict=True):
-        value = sum(window_value(w, setting.objective) for w in result.windows)
-        base.setdefault(run.world, value)  # the first policy comes first in each world
-        first = base[run.world]
-        ratio = value / first if first else 1.0
-        scores.append(Scored(run.policy.name, run.policy.digest, run.world, value, ratio, result))
+    for world in worlds:
+        base = value(policies[0], world)
+        for policy in policies:
+            mine, twin = value(policy, world), first_of[policy.digest]
+            scores.append(
+                Scored(
+                    policy.name,
+                    policy.digest,
+                    world,
+                    mine,
+                    mine / base if base else 1.0,
+                    results[policy.digest, world],
+                    same_as="" if twin is policy else twin.name,
+                )
+            )
     infos = tuple(window_info(w) for w in setup.windows)
     return ScoreReport(setting.describe(), infos, tuple(scores))
 
@@ -162,7 +161,7 @@ def show(setting: s.Setting, report: ScoreReport, out: Console) -> None:
     nominal = [x for x in report.scores if x.world == 0]
     out.print(_table(setting, report, nominal))
     out.print(_sparklines(setting, nominal))
-    faults = [(x.policy, e) for x in report.scores for e in x.run.faults.examples[:2]]
+    faults = [(x.policy, e) for x in report.scores if not x.same_as for e in x.run.faults.examples[:2]]
     for name, example in faults[:6]:
         out.print(f"[red]fault[/red] of {escape(name)}: {escape(example)}", highlight=False)
 
@@ -182,7 +181,9 @@ def _table(setting: s.Setting, report: ScoreReport, nominal: Sequence[Scored]) -
         ratios = [y.ratio for y in report.scores if y.world and y.digest == x.digest and y.policy == x.policy]
         unserved = r.stats.rejected + r.stats.lost
         cells = {
-            "policy": escape(x.policy) + (f" [red]({unserved} not served)[/red]" if unserved else ""),
+            "policy": escape(x.policy)
+            + (f" [dim](the same as {escape(x.same_as)})[/dim]" if x.same_as else "")
+            + (f" [red]({unserved} not served)[/red]" if unserved else ""),
             "total s": f"{r.total_execution_time_s:,.1f}",
             "serving": f"{r.serving_s:,.1f}",
             "solve": f"{r.solve_s:,.2f}",

@@ -68,8 +68,6 @@ DataDir = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 
 WORKERS = max(1, min(8, os.cpu_count() or 2))
-WINDOW_S = MAIN_WINDOW_S
-CLUSTER = MAIN_CLUSTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,28 +122,42 @@ class Setting:
         return offline_setup(nominal, self.windows, config, self.objective, perturbed=perturbed)
 
 
-def open_setting(
-    *,
-    workload: str,
-    cluster: str,
-    serve: list[str] | None,
-    window_s: float,
-    max_windows: int,
-    rate_scale: float,
-    mode: ReplayMode,
-    objective: Objective | None,
-    slo: Slo,
-    seed: int,
-    data_dir: Path | None,
-) -> Setting:
-    """Check what the user gave and open the workload. Raises what `one_line_errors` turns into a line."""
-    models = choose_models(serve or named_models(workload) or MAIN_MODELS)
-    try:
-        opened, events = open_trace(
-            workload, tuple(models.values()), cluster, find_data(data_dir), seed, rate_scale
+@dataclass(frozen=True, slots=True)
+class SettingOptions:
+    """What the user gave, option by option."""
+
+    workload: WorkloadName = DEFAULT_WORKLOAD
+    cluster: ClusterName = MAIN_CLUSTER
+    serve: ServedModels = None
+    window: WindowSeconds = MAIN_WINDOW_S
+    max_windows: MaxWindows = 1000
+    rate_scale: RateScale = 1.0
+    mode: Mode = ReplayMode.BATCH
+    objective: Goal = None
+    slo_ttft_s: SloTtft = 10.0
+    slo_tpot_s: SloTpot = 0.2
+    seed: Seed = 0
+    data_dir: DataDir = None
+
+    def open(self) -> Setting:
+        """Check it and open the workload. Raises what `one_line_errors` turns into a line."""
+        models = choose_models(self.serve or named_models(self.workload) or MAIN_MODELS)
+        data_dir = find_data(self.data_dir)
+        try:
+            opened, events = open_trace(
+                self.workload, tuple(models.values()), self.cluster, data_dir, self.seed, self.rate_scale
+            )
+        except InputError as error:  # the served model has another flag where --model names a language model
+            text = str(error).replace("--model", "--serve").replace("--trace", "--workload")
+            raise InputError(text) from None
+        return Setting(
+            opened,
+            tuple(windows(opened, self.window, events))[: self.max_windows],
+            self.cluster,
+            tuple(models),
+            self.window,
+            self.mode,
+            self.objective or (Objective.TIME if self.mode is ReplayMode.BATCH else Objective.GOODPUT),
+            Slo(self.slo_ttft_s, self.slo_tpot_s),
+            self.seed,
         )
-    except InputError as error:  # the served model has another flag where --model names a language model
-        raise InputError(str(error).replace("--model", "--serve").replace("--trace", "--workload")) from None
-    cut = tuple(windows(opened, window_s, events))[:max_windows]
-    default = Objective.TIME if mode is ReplayMode.BATCH else Objective.GOODPUT
-    return Setting(opened, cut, cluster, tuple(models), window_s, mode, objective or default, slo, seed)

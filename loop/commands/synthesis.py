@@ -61,22 +61,45 @@ InFlight = Annotated[int, typer.Option("--in-flight", min=1, max=256, help="Ques
 AnswerSeconds = Annotated[
     float, typer.Option("--answer-s", min=1.0, help="Wall seconds that one answer may take.")
 ]
+MaxOutputTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-output-tokens",
+        min=256,
+        help="Longest answer, reasoning included; more for models that think long before they write.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
-class SynthesisChoice:
-    """What the user gave, as it was given."""
+class SynthesisOptions:
+    """What the user gave, option by option."""
 
-    kind: Kind = Kind.BUILTIN
-    base_url: str | None = None
-    models: tuple[str, ...] = ()
-    prices: tuple[str, ...] = ()
-    key_variable: str = DEFAULT_KEY_VARIABLE
-    token_budget: int | None = None
-    usd_budget: float | None = None
-    in_flight: int = 4
-    answer_s: float = 180.0
-    deadline_s: float | None = None
+    synthesiser: SynthesiserKind = Kind.BUILTIN
+    base_url: BaseUrl = None
+    model: LanguageModels = None
+    price: Prices = None
+    api_key_env: KeyVariable = DEFAULT_KEY_VARIABLE
+    token_budget: TokenBudget = None
+    usd_budget: UsdBudget = None
+    in_flight: InFlight = 4
+    answer_s: AnswerSeconds = 180.0
+    max_output_tokens: MaxOutputTokens = 4096
+
+    @property
+    def kind(self) -> Kind:
+        """Who writes candidates."""
+        return self.synthesiser
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The language models."""
+        return tuple(self.model or ())
+
+    @property
+    def prices(self) -> tuple[str, ...]:
+        """What they charge, as text."""
+        return tuple(self.price or ())
 
     def check(self) -> None:
         """Raise InputError for what cannot work, before anything is opened."""
@@ -99,8 +122,8 @@ class SynthesisChoice:
             _price(price)
         if self.usd_budget is not None and not self.prices:
             raise InputError("--usd-budget needs --price IN/OUT: what a million tokens cost")
-        if self.key_variable != DEFAULT_KEY_VARIABLE and not os.environ.get(self.key_variable):
-            raise InputError(f"--api-key-env {self.key_variable}: no such variable in the environment")
+        if self.api_key_env != DEFAULT_KEY_VARIABLE and not os.environ.get(self.api_key_env):
+            raise InputError(f"--api-key-env {self.api_key_env}: no such variable in the environment")
         if importlib.util.find_spec("openai") is None:
             raise InputError("--synthesiser llm needs the package openai: pip install 'autopoiesis[llm]'")
 
@@ -115,9 +138,14 @@ GOALS = {
 
 
 def make_synthesiser(
-    choice: SynthesisChoice, objective: Objective, seed: int, record: Callable[[Exchange], None]
+    choice: SynthesisOptions,
+    objective: Objective,
+    seed: int,
+    record: Callable[[Exchange], None],
+    deadline_s: float | None = None,
 ) -> Synthesiser:
-    """The synthesiser of this choice. Raises InputError for a value that it refuses."""
+    """The synthesiser of this choice, which asks nothing more of a language model `deadline_s` after its first
+    question. Raises InputError for a value that it refuses."""
     choice.check()
     if choice.kind is Kind.BUILTIN:
         return BuiltinSynthesiser(seed=seed)
@@ -135,12 +163,13 @@ def make_synthesiser(
         config = LlmConfig(
             base_url=choice.base_url or "",
             models=tuple(LlmModel(n, *price) for n, price in zip(choice.models, prices, strict=True)),
-            api_key=os.environ.get(choice.key_variable, ""),
+            api_key=os.environ.get(choice.api_key_env, ""),
             in_flight=choice.in_flight,
             timeout_s=choice.answer_s,
             token_budget=choice.token_budget,
             usd_budget=choice.usd_budget,
-            deadline_s=choice.deadline_s,
+            max_output_tokens=choice.max_output_tokens,
+            deadline_s=deadline_s,
             # beside the quick one nobody waits for an answer
             wait_s=0.0 if choice.kind is Kind.MIXED else 1.0,
         )

@@ -175,12 +175,7 @@ class OfflineEvolution:
             idle = 0 if outcome.candidates else idle + 1
             if stop():
                 continue
-            if idle and left < STEP_EVALUATIONS:
-                reason = SPENT
-            elif idle and until == deadline and "deadline" in outcome.reason:
-                reason = OVER
-            elif idle == BARREN_STEPS:
-                reason = outcome.reason
+            reason = why_end(outcome.reason, idle, left, last=until == deadline)
             if reason:
                 trouble = getattr(self._synthesiser, "trouble", "")
                 reason += f"; {trouble}" if trouble else ""
@@ -263,6 +258,18 @@ class OfflineEvolution:
         """CPU seconds of this process and of the workers, which count once they have ended."""
         self._pool.close()
         return _cpu_s() - self._began_cpu_s
+
+
+def why_end(said: str, idle: int, left: int, *, last: bool) -> str:
+    """Why a search ends after a step that `said` why it ended; empty: it goes on. `idle`: steps without a
+    candidate up to now; `left`: evaluations before the step; `last`: there was no time for another one."""
+    if not idle:
+        return ""
+    if "deadline" in said:
+        return OVER if last else said if idle >= BARREN_STEPS else ""
+    if left < STEP_EVALUATIONS:
+        return SPENT if "budget" in said else said
+    return said if idle >= BARREN_STEPS else ""
 
 
 def _work(window: Window) -> int:

@@ -76,8 +76,8 @@ class _Picture:
         self.places = _places(lineage)
         self.labelled = _labelled(lineage, self.places, self.path)
         # a few that are far worse must not wash out the colours of the rest
-        near = [abs(math.log(p.node.ratio)) for p in self.places.values() if p.node.ratio]
-        self.span = max([0.08, *(x for x in near if x < 0.3)])
+        logs = [math.log(p.node.ratio) for p in self.places.values() if p.node.ratio]
+        self.span = max([0.08, *(abs(x) for x in logs if x < 0.3)])
         self.order = self._ordered()
         self.bottom = self._lay_out()
         self.points = {d: (p.x, p.y) for d, p in self.places.items()}

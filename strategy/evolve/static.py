@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from strategy.evolve.worker.importable import IMPORTABLE
+
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "should_replan": ("obs", "memo"),
     "plan": ("obs", "budget_s", "memo"),
@@ -21,20 +23,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 """The four functions of a policy, and what they are called with."""
 
-ALLOWED_IMPORTS = frozenset(
-    {
-        "__future__",
-        "bisect",
-        "collections",
-        "collections.abc",
-        "heapq",
-        "itertools",
-        "math",
-        "random",
-        "statistics",
-        "strategy.policy_api",
-    }
-)
+ALLOWED_IMPORTS = frozenset(IMPORTABLE)
 FORBIDDEN_NAMES = frozenset(
     {
         "__import__",

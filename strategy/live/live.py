@@ -27,7 +27,7 @@ from loop.contracts.live import (
 from strategy.live.config import CanaryKind, LiveConfig
 from strategy.live.desk import obey
 from strategy.live.rollout import Evidence, Rollout, Transition, advance
-from strategy.live.roster import Load, Roster
+from strategy.live.roster import Load, Roster, end
 from strategy.live.shadow import PlanCheck
 from strategy.live.standing import Standing
 from strategy.live.store import LiveStoreError
@@ -155,7 +155,8 @@ class Live:
     def next_policy(self, obs: Observation) -> Policy | None:
         """Commands, then evidence, then what serves in the window that begins."""
         self._tick = obs.tick
-        self._roster.sweep()
+        if retired := self._roster.retired():
+            self._pool.submit(end, retired)  # behind the questions that a shadow may still be answering
         for command in self._pending():
             self._obey(command)
         if not self.standing.killed:

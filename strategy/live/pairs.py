@@ -10,6 +10,7 @@ found out before they end.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -52,12 +53,17 @@ class MatchedPairs:
     def __init__(self, clip: float) -> None:
         """`clip`: the log ratio beyond which a pair counts no more."""
         self._clip = clip
+        self._lock = threading.Lock()  # live, requests are routed in another thread than they are counted in
         self._queues: dict[_Class, _Queues] = {}
         self._tracked: dict[int, _Tracked] = {}
         self._done: list[float] = []
 
     def routed(self, request: RequestView, challenged: bool) -> None:  # noqa: FBT001 - a Routed
         """A request was given to an arm; a second time (decode, retry) is no news."""
+        with self._lock:
+            self._routed(request, challenged=challenged)
+
+    def _routed(self, request: RequestView, *, challenged: bool) -> None:
         if request.id in self._tracked:
             return
         mine = _Tracked(request.id, challenged, request.arrival_s, max(1.0, request.predicted_output_tokens))
@@ -77,6 +83,10 @@ class MatchedPairs:
 
     def finished(self, record: RequestRecord) -> None:
         """A request is over."""
+        with self._lock:
+            self._finished(record)
+
+    def _finished(self, record: RequestRecord) -> None:
         mine = self._tracked.get(record.id)
         if mine is None:
             return
@@ -92,12 +102,13 @@ class MatchedPairs:
 
     def take(self, now_s: float) -> tuple[float, ...]:
         """Log ratios, challenger to champion, of the pairs that are settled since the last call."""
-        for mine in list(self._overdue(now_s)):
-            assert mine.partner is not None  # noqa: S101 - as `_overdue` found it
-            self._done.append(self._clip if mine.challenged else -self._clip)
-            self._forget(mine)
-        done, self._done = self._done, []
-        return tuple(done)
+        with self._lock:
+            for mine in list(self._overdue(now_s)):
+                assert mine.partner is not None  # noqa: S101 - as `_overdue` found it
+                self._done.append(self._clip if mine.challenged else -self._clip)
+                self._forget(mine)
+            done, self._done = self._done, []
+            return tuple(done)
 
     def _overdue(self, now_s: float) -> Iterator[_Tracked]:
         """Requests that are slower than their partner by more than the clip already, and not done."""

@@ -39,19 +39,24 @@ class Roster:
         return self._loaded[digest]
 
     def keep(self, digests: Iterable[str]) -> None:
-        """Only these are needed from now on; the others are ended by the next `sweep`."""
+        """Only these are needed from now on; the others are handed out by the next `retired`."""
         needed = set(digests)
         for digest in [d for d in self._loaded if d not in needed]:
             self._retired.append(self._loaded.pop(digest))
 
-    def sweep(self) -> None:
-        """End what was retired: by now nobody asks it any more."""
+    def retired(self) -> list[Policy]:
+        """Those that are needed no more, for `end`; each once."""
         retired, self._retired = self._retired, []
-        for policy in retired:
-            if isinstance(policy, Closable):
-                policy.close()
+        return retired
 
     def close(self) -> None:
         """End everything that was loaded."""
         self.keep(())
-        self.sweep()
+        end(self.retired())
+
+
+def end(policies: Iterable[Policy]) -> None:
+    """End what was retired: by now nobody asks it any more."""
+    for policy in policies:
+        if isinstance(policy, Closable):
+            policy.close()

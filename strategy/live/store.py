@@ -6,13 +6,14 @@ the last monitoring point behind. Other processes read the state and queue comma
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +24,7 @@ FILE_NAME = "live.sqlite"
 """In the folder of a run."""
 
 _BUSY_S = 5.0
+_LOCK_ATTEMPTS, _LOCK_PAUSE_S = 5, 0.02
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS live_state (id INTEGER PRIMARY KEY CHECK (id = 1), state TEXT NOT NULL, at_s REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS live_policy (digest TEXT PRIMARY KEY, source TEXT NOT NULL);
@@ -54,6 +56,7 @@ class LiveStore:
         """
         self.path = str(path)
         self._now = now
+        self._attending: IO[bytes] | None = None
         with self._errors("opened"):
             self._db = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S
@@ -65,9 +68,14 @@ class LiveStore:
     @classmethod
     def begin(cls, path: Path | str, *, now: Callable[[], float] = time.time) -> LiveStore:
         """Open for a run that begins anew: the state of an earlier run is given up, and commands that it left
-        unanswered are refused. Events and policies stay. (To go on where a run stopped: the constructor.)
+        unanswered are refused. Events and policies stay. (To go on where a run stopped: the constructor, and
+        `attend`.)
+
+        Raises:
+            LiveStoreError: as the constructor; or another loop serves on this store.
         """
         store = cls(path, now=now)
+        store.attend()
         with store._transaction("reset"):
             store._db.execute("INSERT INTO live_run (at_s) VALUES (?)", (store._now(),))
             store._db.execute("DELETE FROM live_state")
@@ -86,8 +94,53 @@ class LiveStore:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a loop that served on it does so no more."""
         self._db.close()
+        if self._attending is not None:
+            self._attending.close()
+            self._attending = None
+
+    def attend(self) -> None:
+        """Say that a loop serves on this store, until it is closed or its process ends, in whatever way.
+
+        Raises:
+            LiveStoreError: another loop does.
+        """
+        if self._attending is not None:
+            return
+        lock = self._open_lock()
+        for attempt in range(_LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another loop, or only somebody who looks whether there is one
+                if attempt + 1 < _LOCK_ATTEMPTS:
+                    time.sleep(_LOCK_PAUSE_S)
+            else:
+                self._attending = lock
+                return
+        lock.close()
+        raise LiveStoreError(
+            f"{self.path}: another loop serves on this store: end it first, or use another folder"
+        )
+
+    def attended(self) -> bool:
+        """Whether a loop serves on this store now, here or in another process."""
+        if self._attending is not None:
+            return True
+        with self._open_lock() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def _open_lock(self) -> IO[bytes]:
+        """A file beside the store: to close a second descriptor of the store would drop SQLite's own locks."""
+        path = Path(self.path).with_suffix(".lock")
+        try:
+            return path.open("ab")
+        except OSError as error:
+            raise LiveStoreError(f"{path}: cannot be opened: {error.strerror}") from error
 
     def load(self) -> LiveState | None:
         """The state at the last commit; None: no loop has served on this store yet."""
@@ -118,6 +171,8 @@ class LiveStore:
     ) -> None:
         """Keep the state, what happened and what was answered, in one transaction."""
         now_s = self._now()
+        with suppress(LiveStoreError):  # a loop that went on without saying so
+            self.attend()
         with self._transaction("written"):
             self._db.execute(
                 "INSERT OR REPLACE INTO live_state VALUES (1, ?, ?)",

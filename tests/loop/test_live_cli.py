@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,10 @@ from tests.strategy.live.test_live import BETTER, Loop
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    LiveStore.begin(tmp_path / "live.sqlite").close()
-    return tmp_path
+def run(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a run that goes on."""
+    with LiveStore.begin(tmp_path / "live.sqlite"):
+        yield tmp_path
 
 
 def ask(run: Path, *words: str) -> Result:
@@ -95,6 +99,48 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "live.sqlite").write_text("something else" * 50)
     assert ask(tmp_path, "status").exit_code == 2
+
+
+COMMANDS = ("promote --file mine.py", "rollback", "pin", "unpin", "kill", "revive")
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_run_that_is_over_takes_no_commands_and_says_so(tmp_path: Path, words: str) -> None:
+    (tmp_path / "mine.py").write_text(load_baseline("least_loaded").source)
+    with LiveStore.begin(tmp_path / "live.sqlite") as store:
+        Loop(LiveConfig(), store=store).window()
+    result = ask(tmp_path, *words.replace("mine.py", str(tmp_path / "mine.py")).split())
+    assert result.exit_code == 2
+    assert "the run is over, at the latest after 2" in result.stderr
+    assert f"autopoiesis loop replay --out {tmp_path}" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    told = ask(tmp_path, "status")
+    assert told.exit_code == 0
+    assert "the run is over" in told.output
+    with LiveStore(tmp_path / "live.sqlite") as store:
+        assert store.commands() == []
+
+
+def test_a_run_that_was_killed_is_over(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from strategy.live import LiveStore; s = LiveStore.begin(sys.argv[1]); os._exit(9)"
+    )
+    path = tmp_path / "live.sqlite"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], cwd=Path(__file__).parents[2], check=False, timeout=60
+    )
+    assert done.returncode == 9
+    assert "the run is over" in ask(tmp_path, "kill").stderr
+
+
+def test_a_run_that_ends_while_a_command_waits_is_told_at_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter((True, True, False, False))
+    monkeypatch.setattr(LiveStore, "attended", lambda _: next(answers))
+    result = ask(run, "kill", "--wait", "600")
+    assert result.exit_code == 3
+    assert "the run ended before it answered" in result.stderr
 
 
 def test_an_answer_that_does_not_come_in_time_is_exit_code_3_and_still_comes(run: Path) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 from xml.etree import ElementTree as ET
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from loop.commands.archive_words import ranges
 from loop.commands.code_differences import code_difference, in_words
 from loop.commands.evolve_result import Comparison, Side
 from loop.commands.evolve_view import verdict as evolve_verdict
 from loop.commands.explain_verdict import verdict
+from loop.commands.folding import folded
 from loop.commands.pairing import by_dynamics, dynamics, gain, pair
-from loop.commands.policies import tidy
+from loop.commands.policies import find_policies, tidy
 from loop.compose.objective import Objective
-from loop.compose.offline_evolution import split
+from loop.compose.offline_evolution import OVER, SPENT, split, why_end
 from loop.compose.offline_record import add_record, last_record
 from loop.compose.offline_watch import WatchedArchive
 from loop.contracts import (
@@ -54,6 +58,68 @@ def test_a_split_uses_each_window_once_and_holds_out_the_last_ones(count: int) -
     assert bool(s.held_out) == (count > 1)
     assert bool(s.validation) == (count > 3)
     assert len(s.train) >= len(s.validation)
+
+
+@pytest.mark.parametrize(
+    ("said", "idle", "left", "last", "why"),
+    [
+        ("incumbent kept; deadline near", 0, 10, True, ""),
+        ("incumbent kept; deadline near", 1, 10, True, OVER),
+        ("incumbent kept; deadline near", 1, 10, False, ""),
+        ("incumbent kept; deadline near", 3, 10, False, "incumbent kept; deadline near"),
+        ("incumbent kept; budget of evaluations spent", 1, 10, True, SPENT),
+        ("incumbent kept; budget of evaluations spent", 1, 1000, False, ""),
+        ("incumbent kept; the synthesiser has no more ideas", 1, 10, False, "incumbent kept; the synth"),
+        ("incumbent kept; the synthesiser has no more ideas", 2, 1000, False, ""),
+        ("incumbent kept; the synthesiser has no more ideas", 3, 1000, False, "incumbent kept; the synth"),
+    ],
+)
+def test_a_search_tells_why_it_ended(said: str, idle: int, left: int, last: bool, why: str) -> None:
+    told = why_end(said, idle, left, last=last)
+    assert told.startswith(why)
+    assert bool(told) == bool(why)
+
+
+def test_policies_come_once_each_under_names_of_their_own(tmp_path: Path) -> None:
+    texts = {
+        "a/mine.py": BASE.source,
+        "b/mine.py": BASE.source,
+        "c/mine.py": BASE.source.replace("4.0", "4.5"),
+    }
+    paths = []
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+        paths.append(str(tmp_path / name))
+    found = find_policies([*paths, "least_loaded", paths[0], "least_loaded"])
+    assert [p.digest == BASE.digest for p in found] == [True, True, False, True]
+    first, second, third, trusted = (p.name for p in found)
+    assert (first, second, trusted) == (f"mine-{BASE.digest[:6]}", paths[1], "least_loaded")
+    assert third == f"mine-{found[2].digest[:6]}"
+
+
+def test_a_dataclass_of_options_is_folded_into_a_command() -> None:
+    app, seen = typer.Typer(), []
+
+    @dataclass(frozen=True)
+    class Size:
+        width: Annotated[int, typer.Option("--width", min=1, help="In metres.")]
+        names: Annotated[list[str] | None, typer.Option("--name")] = None
+
+    def measure(what: str, size: Size, twice: Annotated[bool, typer.Option()] = False) -> None:
+        """Measure it."""
+        seen.append((what, size, twice))
+
+    measure.__annotations__ |= {"size": Size, "twice": Annotated[bool, typer.Option()], "what": str}
+    app.command()(folded(measure))
+    run = CliRunner().invoke
+    assert run(app, ["desk", "--width", "3", "--name", "a", "--name", "b", "--twice"]).exit_code == 0
+    assert run(app, ["--width", "1", "bed"]).exit_code == 0
+    assert seen == [("desk", Size(3, ["a", "b"]), True), ("bed", Size(1), False)]
+    assert run(app, ["desk"]).exit_code == 2
+    assert run(app, ["desk", "--width", "0"]).exit_code == 2
+    told = run(app, ["--help"]).output
+    assert all(word in told for word in ("Measure it.", "In metres.", "--twice"))
 
 
 def test_code_differences_tell_constants_from_code() -> None:

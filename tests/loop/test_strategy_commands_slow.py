@@ -121,8 +121,11 @@ def test_evolve_asks_a_language_model_over_http(here: Path, kind: str, evaluatio
             evaluations,
             "--in-flight",
             "2",
+            "--max-output-tokens",
+            "3210",
             MY_KEY="secret-17",
         )
+        assert {q.get("max_tokens") or q.get("max_completion_tokens") for q in server.asked} == {3210}
         assert set(server.keys) == {"Bearer secret-17"}
         assert {question["model"] for question in server.asked} == {"writer"}
         assert "TAIL" in str(server.asked[0])  # the policy to change stands in the question
@@ -189,3 +192,22 @@ def test_score_and_explain_agree_with_each_other(here: Path) -> None:
         report["windows"]
     )
     assert told["verdict"]["nominal_ratio"] == pytest.approx(mine["ratio"], rel=0.01)
+
+
+def test_score_shows_a_policy_that_is_the_same_as_another_one(here: Path) -> None:
+    for name in ("mine.py", "other/mine.py"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text(load_baseline("round_robin").source)
+    named = ("least_loaded", "mine.py", "other/mine.py", "round_robin", "mine.py")
+    report, _ = answered(here, "score", *named, *SMALL, "--worlds", "1")
+    same = {(s["policy"], s["same_as"]) for s in report["scores"]}
+    assert same == {("least_loaded", ""), ("mine", ""), ("other/mine.py", "mine"), ("round_robin", "mine")}
+    for world in (0, 1):
+        found = [
+            windows_of(report["scores"], name, world) for name in ("mine", "other/mine.py", "round_robin")
+        ]
+        assert found[0]["run"] == found[1]["run"] == found[2]["run"]
+    process = started(here, "score", "round_robin", "mine.py", *SMALL, "--worlds", "0")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "mine (the same as round_robin)" in out

@@ -9,66 +9,104 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 ALL_CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 """Of this process when it started."""
-_SETTLED_S = 0.25
+_WATCHED_S = 0.25
 """How long the load of the CPUs is watched before a move."""
 _WORTH_IT = 0.3
 """A CPU must be idle for so much more of the time to be moved to."""
 
 
+class IdleWatch:
+    """How idle each CPU has been since it was last looked at."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self.start()
+
+    def start(self) -> None:
+        """Watch from now on."""
+        self._since, self._idle_s = self._clock(), _idle_s()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of watching."""
+        return self._clock() - self._since
+
+    def shares(self) -> dict[int, float]:
+        """Idle share of the time that was watched, by CPU; the watch starts again."""
+        before, elapsed_s = self._idle_s, self.elapsed_s
+        self.start()
+        return {cpu: (idle - before.get(cpu, idle)) / elapsed_s for cpu, idle in self._idle_s.items()}
+
+
 class SharedCpu:
-    """Binds the calling thread and a worker to one CPU, and follows the load: `settle` now and then."""
+    """Binds the thread that asks and a worker to one CPU, and follows the load: `settle` now and then.
+
+    Of several workers that one thread asks, each follows the thread's CPU; the last one to go sets it free.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        mine = os.sched_getaffinity(0) if ALL_CPUS else set()
-        current = current_cpu()
-        self._cpu = current if current in mine else min(mine, default=0)
-        self._since = time.monotonic()
-        self._idle = _idle_s()
-        self._bind()
+        self._thread = threading.get_native_id()
+        self._watch = IdleWatch()
+        self._hold()
 
     def settle(self) -> None:
-        """Move to another CPU when this one is crowded and that one is not."""
-        elapsed = time.monotonic() - self._since
-        if elapsed < _SETTLED_S or len(ALL_CPUS) < 2:
+        """Move to another CPU when this one is crowded and that one is not; follow the asking thread, if it is
+        another one by now."""
+        if threading.get_native_id() != self._thread:
+            self.close()
+            self._thread = threading.get_native_id()
+            self._hold()
+        elif current_cpu() != self._cpu:  # another worker of this thread has moved it
+            self._bind(current_cpu())
+        if self._watch.elapsed_s < _WATCHED_S or len(ALL_CPUS) < 2:
             return
-        idle = _idle_s()
-        share = {cpu: (idle.get(cpu, 0.0) - self._idle.get(cpu, 0.0)) / elapsed for cpu in ALL_CPUS}
-        freest = max(ALL_CPUS, key=lambda cpu: share[cpu])
-        if share[freest] > share.get(self._cpu, 0.0) + _WORTH_IT:
-            self._cpu = freest
-            self._bind()
-        self._since, self._idle = time.monotonic(), idle
+        share = self._watch.shares()
+        freest = max(ALL_CPUS, key=lambda cpu: share.get(cpu, 0.0))
+        if share.get(freest, 0.0) > share.get(self._cpu, 0.0) + _WORTH_IT:
+            self._bind(freest)
 
     def close(self) -> None:
-        """Let the calling thread run anywhere again."""
-        release(0)
+        """Let the asking thread run anywhere again, unless it asks another worker too."""
+        with _HOLDING:
+            _HELD[self._thread] -= 1
+            free = _HELD[self._thread] <= 0
+            if free:
+                del _HELD[self._thread]
+        if free:
+            bind(self._thread, ALL_CPUS)
 
-    def _bind(self) -> None:
-        if ALL_CPUS:
-            with contextlib.suppress(OSError):  # a worker that just died, or a CPU that went away
-                os.sched_setaffinity(0, {self._cpu})
-            bind(self._pid, self._cpu)
+    def _hold(self) -> None:
+        with _HOLDING:
+            _HELD[self._thread] += 1
+        allowed = os.sched_getaffinity(0) if ALL_CPUS else set()
+        current = current_cpu()
+        self._bind(current if current in allowed else min(allowed, default=0))
+
+    def _bind(self, cpu: int) -> None:
+        self._cpu = cpu
+        for who in (self._thread, self._pid) if ALL_CPUS else ():
+            bind(who, {cpu})
 
 
-def release(pid: int) -> None:
-    """Let a process (0: the calling thread) run on all CPUs."""
-    if ALL_CPUS:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(pid, ALL_CPUS)
+_HOLDING = threading.Lock()
+_HELD: Counter[int] = Counter()
+"""Workers that share the CPU of a thread, by its native id."""
 
 
-def bind(pid: int, cpu: int) -> None:
-    """Let a process run on one CPU only; 0 (a worker that cannot be seen from here) is nobody."""
-    if ALL_CPUS and pid > 0:
+def bind(pid: int, cpus: set[int]) -> None:
+    """Let a process run on these CPUs only; 0 (a worker that cannot be seen from here) is nobody."""
+    if cpus and pid > 0:
         with contextlib.suppress(OSError):  # it just died, or the CPU went away
-            os.sched_setaffinity(pid, {cpu})
+            os.sched_setaffinity(pid, cpus)
 
 
 def _getcpu() -> Callable[[], int]:

@@ -34,6 +34,9 @@ class SandboxLimits:
     follow_cpu: bool = True
     """Else: keep the worker on the CPU from which it is asked, and leave the asking thread free. Waking a
     process on another, idle CPU costs ten times as much as switching to it."""
+    side_by_side: bool = True
+    """With `follow_cpu`: while questions come close together, and as long as another CPU is free, the worker
+    and the asking thread run on two CPUs and stay awake between two questions, which halves a crossing."""
     bubblewrap: bool = True
     """Start workers inside of bubblewrap where it is installed and works."""
 

@@ -23,23 +23,23 @@ from loop.contracts import (
     ReplicaView,
     RequestView,
 )
-from strategy.evolve.sandbox.affinity import SharedCpu, bind, current_cpu, release
+from strategy.evolve.sandbox.affinity import SharedCpu
 from strategy.evolve.sandbox.answers import plan_of
 from strategy.evolve.sandbox.frames import PolicyRaisedError, clean, parse
 from strategy.evolve.sandbox.limits import SandboxLimits
 from strategy.evolve.sandbox.process import WorkerProcess, WorkerSupply
+from strategy.evolve.sandbox.seating import Seating
 from strategy.evolve.worker import quick, wire
 
 __all__ = ["PolicyRaisedError", "SandboxedPolicy"]
 
 _log = structlog.get_logger(__name__)
 _ROLE_AT = ReplicaView._fields.index("role")
-_MARSHAL_VERSION = 2  # plain values need no back references, and are written faster without
 _REPLY_BYTES = wire.DISPATCHED.size - wire.HEADER.size
 _MAX_NUMBER = (1 << 32) - 1
 _MAX_SLOTS = 1 << 16
-_UNBOUND = -1
-_QUICKLY = {wire.DISPATCH: wire.QUICK_DISPATCH, wire.ROUTE: wire.QUICK_ROUTE}
+_clock, _unpack = time.perf_counter, wire.DISPATCHED.unpack
+_IN_FULL = {wire.QUICK_DISPATCH: wire.DISPATCH, wire.QUICK_ROUTE: wire.ROUTE}
 
 
 class SandboxedPolicy:
@@ -76,6 +76,7 @@ class SandboxedPolicy:
         self._supply = supply or WorkerSupply(self.limits)
         self._worker: WorkerProcess | None = None
         self._shared: SharedCpu | None = None
+        self._seating: Seating | None = None
         self._dead = ""
         self._route_ms = math.ceil(self.limits.route_s * 1000)
         self._memo: Memo | None = None
@@ -83,7 +84,6 @@ class SandboxedPolicy:
         self._obs: Observation | None = None
         self._slots: dict[str, quick.Slot] = {}
         self._number = 0
-        self._cpu = _UNBOUND
         try:
             self._employ()
         except BaseException:
@@ -109,18 +109,17 @@ class SandboxedPolicy:
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo) -> int:
         """Index into `replicas`. `dispatch` asks for the priority in the same crossing."""
-        return self._cross(wire.ROUTE, request, replicas, memo)[0]
+        return self._cross(wire.QUICK_ROUTE, request, replicas, memo)[0]
 
     def priority(self, request: RequestView, replica: ReplicaView, memo: Memo) -> float:
         """Order in the replica's queue."""
-        question = (self._next(), self._news(memo), tuple(request), _view(replica))
-        return self._exchange(_frame(wire.PRIORITY, question), 1)[1]
+        return self._cross(wire.PRIORITY, request, (replica,), memo)[1]
 
     def dispatch(
         self, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo
     ) -> tuple[int, float]:
         """(index, priority), in one crossing that carries only the views that changed since the last one."""
-        return self._cross(wire.DISPATCH, request, replicas, memo)
+        return self._cross(wire.QUICK_DISPATCH, request, replicas, memo)
 
     def sync(self, memo: Memo) -> None:
         """Bring into the memo what `route` and `priority` wrote since the last monitoring point. Nothing is
@@ -134,8 +133,7 @@ class SandboxedPolicy:
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
-            if self._shared is not None:
-                self._shared.close()
+        self._leave_cpu()
         if self._own_supply:
             self._supply.close()
 
@@ -148,72 +146,67 @@ class SandboxedPolicy:
     def _cross(
         self, kind: int, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo
     ) -> tuple[int, float]:
-        frame = None
-        number = self._next()
-        if memo is self._memo:
-            slot = self._slots.get(request.model)
-            if slot is not None:
-                frame = quick.question(_QUICKLY[kind], number, slot, request, replicas)
-        if frame is None:
-            frame = self._in_full(kind, number, request, replicas, memo)
-        return self._exchange(frame, len(replicas))
-
-    def _in_full(
-        self, kind: int, number: int, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo
-    ) -> bytes:
-        """A question that brings all replicas, and maybe the memo."""
-        slot = self._slots.get(request.model)
-        if slot is None and len(self._slots) >= _MAX_SLOTS:
-            self._slots.clear()
-        slot = quick.Slot(slot.number if slot else len(self._slots), request.model, replicas)
-        question = (number, self._news(memo), tuple(request), slot.number, list(map(_view, replicas)))
-        frame = _frame(kind, question)
-        self._slots[request.model] = slot
-        return frame
-
-    def _next(self) -> int:
-        """The number of the next question. The answer must bear it: what a worker says unasked is noticed."""
-        self._number = number = self._number + 1 & _MAX_NUMBER
-        return number
-
-    def _exchange(self, frame: bytes, count: int) -> tuple[int, float]:
-        """Ask for an index below `count` and a priority."""
-        worker = self._worker
+        """Ask for an index into `replicas` and a priority. (Long, since a call here costs what a step of the
+        question's encoding does.)"""
+        worker, seating = self._worker, self._seating
         if worker is None:
             raise self._gone()
-        if self._cpu != current_cpu():
-            self._follow()
+        bits, look_s = 0, 0.0
+        if seating is not None:
+            if seating.skip:
+                seating.skip -= 1
+            else:
+                bits, look_s = seating.begin(), seating.look_s
+        # the answer must bear the question's number: what a worker says unasked is noticed
+        self._number = number = self._number + 1 & _MAX_NUMBER
+        frame = None
+        if memo is self._memo and kind != wire.PRIORITY:
+            slot = self._slots.get(request.model)
+            if slot is not None:
+                frame = quick.question(kind | bits, number, slot, request, replicas)
+        if frame is None:
+            frame = self._in_full(kind, bits, request, replicas, memo)
         try:
-            reply = worker.exchange(frame, self._route_ms)
+            reply = worker.exchange(frame, self._route_ms, look_s)
         except BaseException as fault:  # noqa: BLE001 - raised again
             raise self._after(fault) from fault.__cause__
-        length, status, number, index, priority = wire.DISPATCHED.unpack(reply)
-        if length != _REPLY_BYTES or status != wire.OK or number != self._number:
+        if look_s and seating is not None:
+            seating.ended = _clock()
+        length, status, answered, index, priority = _unpack(reply)
+        if length != _REPLY_BYTES or status != wire.OK or answered != number:
             raise self._replace(PolicyCrashed("the worker broke the protocol: an answer to no question"))
-        if not 0 <= index < count:
-            raise PolicyError(f"route answered {index} for {count} replicas")
+        if not 0 <= index < len(replicas):
+            raise PolicyError(f"route answered {index} for {len(replicas)} replicas")
         if priority != priority or priority == -math.inf:  # noqa: PLR0124  NaN
             raise PolicyError(f"priority answered {priority}")
         return index, priority
 
-    def _follow(self) -> None:
-        """Bring the worker to the CPU from which it is asked."""
-        if self._worker is not None and self.limits.follow_cpu and not self.limits.share_cpu:
-            bind(self._worker.pid, current_cpu())
-        self._cpu = current_cpu()
+    def _in_full(
+        self, kind: int, bits: int, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo
+    ) -> bytes:
+        """A question that brings all replicas, and maybe the memo."""
+        question: tuple[Any, ...] = (self._number, self._news(memo), tuple(request))
+        if kind == wire.PRIORITY:
+            return _frame(kind | bits, (*question, _view(replicas[0])))
+        slot = self._slots.get(request.model)
+        if slot is None and len(self._slots) >= _MAX_SLOTS:
+            self._slots.clear()
+        slot = quick.Slot(slot.number if slot else len(self._slots), request.model, replicas)
+        frame = _frame(_IN_FULL[kind] | bits, (*question, slot.number, list(map(_view, replicas))))
+        self._slots[request.model] = slot
+        return frame
 
     def _at_monitoring_point(
         self, kind: int, obs: Observation, budget_s: float, memo: Memo, timeout_s: float
     ) -> Any:
         if self._shared is not None:
             self._shared.settle()
-        elif self._cpu != _UNBOUND and self._worker is not None:
-            release(self._worker.pid)  # planning takes time that other threads here may have a use for
-            self._cpu = _UNBOUND
+        elif self._seating is not None:
+            self._seating.release()  # planning takes time that other threads here may have a use for
         # a memo or an observation that was sent before is not sent again
         changed = memo is not self._memo or dict(memo) != self._mirror
         observed = None if obs is self._obs else pickle.dumps(obs, protocol=5)
-        body = marshal.dumps((dict(memo) if changed else None, observed, budget_s), _MARSHAL_VERSION)
+        body = marshal.dumps((dict(memo) if changed else None, observed, budget_s), wire.MARSHAL_VERSION)
         self._memo, self._obs = memo, obs
         report = self._report(kind, body, timeout_s)
         self._learn(report.get("memo"), memo)
@@ -269,6 +262,7 @@ class SandboxedPolicy:
         if not isinstance(fault, PolicyError):
             # interrupted in the middle of an exchange: what the pipe holds belongs to no question
             self._worker.kill()
+            self._leave_cpu()
             self._employ()
         return fault
 
@@ -282,6 +276,7 @@ class SandboxedPolicy:
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
+        self._leave_cpu()
         if self.kills >= self.limits.max_kills:
             self._dead = f"given up after {self.kills} kills, the last because of: {fault}"
             return fault
@@ -303,17 +298,24 @@ class SandboxedPolicy:
                 raise
             worker = self._supply.take()  # its template had died under it: no fault of the policy
             worker.ask(wire.LOAD, self._module(), self.limits.load_s)
-        self._shared = SharedCpu(worker.pid) if self.limits.share_cpu else None
+        if self.limits.share_cpu:
+            self._shared = SharedCpu(worker.pid)
+        elif self.limits.follow_cpu:
+            self._seating = Seating(worker.pid, side_by_side=self.limits.side_by_side)
         self._worker, self.layers = worker, worker.layers
 
+    def _leave_cpu(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+
     def _module(self) -> bytes:
-        return marshal.dumps((self.name, self._source), _MARSHAL_VERSION)
+        return marshal.dumps((self.name, self._source), wire.MARSHAL_VERSION)
 
     def _forget(self) -> None:
         """A fresh worker has seen nothing."""
         self._memo, self._mirror, self._obs = None, {}, None
         self._slots = {}
-        self._cpu = _UNBOUND
 
 
 def _view(replica: ReplicaView) -> tuple[Any, ...]:
@@ -322,5 +324,5 @@ def _view(replica: ReplicaView) -> tuple[Any, ...]:
 
 
 def _frame(kind: int, question: tuple[Any, ...]) -> bytes:
-    body = marshal.dumps(question, _MARSHAL_VERSION)
+    body = marshal.dumps(question, wire.MARSHAL_VERSION)
     return wire.REQUEST_HEAD.pack(len(body) + 1, kind) + body

@@ -21,6 +21,7 @@ _log = structlog.get_logger(__name__)
 _PIPE_BYTES = 1 << 20
 _DEATH_S = 2.0
 """For the kernel to tell how a process ended, or to end one that was killed."""
+_read, _write, _clock = os.read, os.write, time.perf_counter  # looked up once: the hot path
 
 
 class WorkerProcess:
@@ -84,7 +85,8 @@ class WorkerProcess:
     def send(self, kind: int, body: bytes, deadline: float) -> None:
         """Hand over one request; `deadline` on `time.monotonic`."""
         if self.readable.poll(0):  # it has spoken, or its end of the pipe is closed
-            self._said(0)
+            if not os.read(self.read_fd, wire.ANSWER_BYTES):
+                raise self._crashed()
             raise PolicyCrashed("the worker broke the protocol: it spoke without being asked")
         self.write(wire.REQUEST_HEAD.pack(len(body) + 1, kind) + body, deadline)
 
@@ -117,34 +119,34 @@ class WorkerProcess:
             raise PolicyCrashed("the worker broke the protocol: more than one answer to one question")
         return payload_of(bytes(data))
 
-    def exchange(self, frame: bytes, timeout_ms: int) -> bytes:
+    def exchange(self, frame: bytes, timeout_ms: int, look_s: float = 0.0) -> bytes:
         """The hot path: a question of routing and its answer of fixed size, as a rule by one write, one poll
-        and one read."""
+        and one read. For `look_s` the answer is looked for before this thread sleeps."""
         try:
-            sent = os.write(self.write_fd, frame)
+            sent = _write(self.write_fd, frame)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             raise self._crashed() from error
         if sent < len(frame):  # a question in full, of thousands of replicas
             self.write(frame[sent:], time.monotonic() + timeout_ms / 1000)
-        reply = self._said(timeout_ms)
+        poll = self._poll
+        if look_s:
+            until = _clock() + look_s
+            while not poll(0) and _clock() < until:
+                pass
+        if not poll(timeout_ms):
+            raise PolicyTimeout(f"no answer within the deadline of {timeout_ms} ms")
+        try:
+            reply = _read(self.read_fd, wire.ANSWER_BYTES)
+        except OSError as error:
+            raise self._crashed() from error
+        if not reply:
+            raise self._crashed()
         if len(reply) != wire.DISPATCHED.size or reply[wire.HEADER.size] != wire.OK:
             self.receive(time.monotonic() + timeout_ms / 1000, begun=reply)  # the report of an exception
             raise PolicyCrashed("the worker broke the protocol: an answer of the wrong size")
         return reply
-
-    def _said(self, timeout_ms: int) -> bytes:
-        """What lies in the pipe within `timeout_ms`: the start of a frame."""
-        if not self._poll(timeout_ms):
-            raise PolicyTimeout(f"no answer within the deadline of {timeout_ms} ms")
-        try:
-            data = os.read(self.read_fd, wire.ANSWER_BYTES)
-        except OSError as error:
-            raise self._crashed() from error
-        if not data:
-            raise self._crashed()
-        return data
 
     def ask(self, kind: int, body: bytes, timeout_s: float, limit: int = wire.MAX_REPLY_BYTES) -> bytes:
         """One question, one answer."""

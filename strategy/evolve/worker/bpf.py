@@ -52,9 +52,9 @@ ARCHS: dict[str, Arch] = {
         read=0,
         write=1,
         memory=(9, 10),
-        # munmap brk rt_sigreturn mremap madvise sched_yield restart_syscall exit exit_group futex
+        # poll munmap brk rt_sigreturn mremap madvise sched_yield restart_syscall exit exit_group futex
         # clock_gettime gettimeofday getrandom rseq
-        free=(11, 12, 15, 25, 28, 24, 219, 60, 231, 202, 228, 96, 318, 334),
+        free=(7, 11, 12, 15, 25, 28, 24, 219, 60, 231, 202, 228, 96, 318, 334),
         x32=True,
     ),
     "aarch64": Arch(
@@ -63,7 +63,7 @@ ARCHS: dict[str, Arch] = {
         read=63,
         write=64,
         memory=(222, 226),
-        free=(215, 214, 139, 216, 233, 124, 128, 93, 94, 98, 113, 169, 278, 293),
+        free=(73, 215, 214, 139, 216, 233, 124, 128, 93, 94, 98, 113, 169, 278, 293),
     ),
 }
 """By `os.uname().machine`. Numbers: the kernel's syscall_64.tbl, and asm-generic/unistd.h for aarch64."""

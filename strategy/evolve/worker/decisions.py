@@ -53,7 +53,7 @@ class Decisions:
 
     def _dispatch(self, number: int, request: RequestView, replicas: tuple[ReplicaView, ...]) -> bytes:
         """The policy gets a tuple: it cannot change what the next request sees."""
-        policy = self._loaded()
+        policy = self._policy or self._loaded()
         index = policy.route(request, replicas, self._memo)
         if index.__class__ is not int or not 0 <= index < len(replicas):
             raise ValueError(f"route returned {index!r:.60} for {len(replicas)} replicas")
@@ -61,7 +61,7 @@ class Decisions:
         return wire.DISPATCHED.pack(_REPLY_BYTES, wire.OK, number, index, priority)
 
     def _route(self, number: int, request: RequestView, replicas: tuple[ReplicaView, ...]) -> bytes:
-        index = self._loaded().route(request, replicas, self._memo)
+        index = (self._policy or self._loaded()).route(request, replicas, self._memo)
         return wire.DISPATCHED.pack(_REPLY_BYTES, wire.OK, number, index, _NO_PRIORITY)
 
     def _priority(self, _kind: int, body: bytes) -> bytes:

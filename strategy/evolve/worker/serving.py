@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -23,7 +25,10 @@ def serve_decisions(read_fd: int, write_fd: int, locked: Locked) -> NoReturn:
     report = {"pid": os.getpid(), "layers": locked.layers, "missing": locked.missing}
     _send(write_fd, frame(json.dumps(report).encode()))
     handle = Decisions().handle
-    read, write, header = os.read, os.write, wire.REQUEST_HEAD
+    read, write, header, clock = os.read, os.write, wire.REQUEST_HEAD, time.perf_counter
+    poller = select.poll()
+    poller.register(read_fd, select.POLLIN)
+    come = poller.poll
     while True:
         data = read(read_fd, wire.QUESTION_BYTES)
         if len(data) < header.size:
@@ -32,12 +37,16 @@ def serve_decisions(read_fd: int, write_fd: int, locked: Locked) -> NoReturn:
         if len(data) != length + wire.HEADER.size:
             data = _rest(read_fd, data, length + wire.HEADER.size)
         try:
-            reply = handle(kind, data)
+            reply = handle(kind & ~wire.LINGER, data)
         except BaseException as error:  # noqa: BLE001 - whatever comes out of foreign code becomes a reply
             reply = failed(error)
         sent = write(write_fd, reply)
         if sent < len(reply):
             _send(write_fd, reply[sent:])
+        if kind & wire.LINGER:
+            until = clock() + wire.LINGER_S
+            while not come(0) and clock() < until:
+                pass
 
 
 def serve_job(read_fd: int, write_fd: int, serve: Serve) -> NoReturn:

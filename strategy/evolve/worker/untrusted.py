@@ -11,26 +11,13 @@ from typing import Any
 
 import strategy.policy_api  # noqa: F401  loaded before the lockdown: no file can be read after it
 from loop.contracts import Memo, Observation, Plan, ReplicaView, RequestView
+from strategy.evolve.worker.importable import IMPORTABLE
 from strategy.evolve.worker.lockdown import NotLockedError, locked
 
 FILENAME = "<policy>"
 """In tracebacks: tells the policy's own frames from all others."""
 
 FUNCTIONS = ("should_replan", "plan", "route", "priority")
-
-IMPORTABLE = (
-    "strategy.policy_api",
-    "__future__",
-    "bisect",
-    "collections",
-    "collections.abc",
-    "heapq",
-    "itertools",
-    "math",
-    "random",
-    "statistics",
-)
-"""All that a policy may import."""
 
 _WITHHELD = frozenset(
     {

@@ -20,6 +20,8 @@ what is asked.
 | PRIORITY | marshalled (number, memo, request, view) | `struct`: number, index, priority |
 | QUICK_DISPATCH, QUICK_ROUTE | see `quick` | `struct`: number, index, priority |
 
+A request with the bit LINGER asks the worker to stay awake for LINGER_S after its answer: the next one is near.
+
 `memo` is None when the worker's is the current one, and so is an Observation that was sent last. Without being
 asked, a worker that serves decisions says one thing: the JSON report of its lockdown, before anything else. A
 worker that serves a job reads the job to its end, and writes one frame.
@@ -31,9 +33,12 @@ import struct
 from dataclasses import dataclass
 
 LOAD, SHOULD_REPLAN, PLAN, SYNC, DISPATCH, ROUTE, PRIORITY, QUICK_DISPATCH, QUICK_ROUTE = range(9)
+LINGER, LINGER_S = 0x80, 200e-6
 OK, FAILED = 0, 1
 """First byte of a reply; FAILED is followed by JSON: type, message, line."""
 
+MARSHAL_VERSION = 2
+"""Plain values need no back references, and are written faster without."""
 HEADER = struct.Struct("<I")
 REQUEST_HEAD = struct.Struct("<IB")
 """Length of what follows it, and what is asked."""

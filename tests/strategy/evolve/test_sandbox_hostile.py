@@ -20,7 +20,7 @@ from strategy.baselines import load_baseline
 from strategy.evolve.sandbox import PoolJob, SandboxedPolicy, SandboxLimits, WorkerPool, WorkerSupply
 from tests.strategy.builders import observation, replica
 from tests.strategy.evolve.entries import trial
-from tests.strategy.evolve.hostile import cheats
+from tests.strategy.evolve.hostile import cheats, open_to_all
 from tests.strategy.evolve.hostile.corpus import CORPUS, table
 from tests.strategy.evolve.hostile.program import GOOD, HARMLESS, LOAD, TIMEOUT, Program
 
@@ -66,12 +66,11 @@ class Outside:
 
 
 @pytest.fixture
-def outside(tmp_path: Path) -> Iterator[Outside]:
-    canary = tmp_path / "canary"
-    canary.write_text("alive", encoding="utf-8")
-    os.chmod(tmp_path, 0o777)  # noqa: S103, PTH101  what holds a program must not be the permissions
-    os.chmod(canary, 0o666)  # noqa: S103, PTH101
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def outside() -> Iterator[Outside]:
+    with open_to_all() as directory, socket.create_server(("127.0.0.1", 0)) as listener:
+        canary = directory / "canary"
+        canary.write_text("alive", encoding="utf-8")
+        os.chmod(canary, 0o666)  # noqa: S103, PTH101
         listener.setblocking(False)
         yield Outside(canary, listener)
 

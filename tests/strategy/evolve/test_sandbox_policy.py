@@ -29,9 +29,10 @@ from loop.contracts import (
 from strategy.baselines import load_baseline
 from strategy.evolve.sandbox import PolicyRaisedError, SandboxedPolicy, SandboxLimits, WorkerSupply
 from tests.strategy.builders import observation, replica
-from tests.strategy.evolve.hostile import ESCAPES, policy
+from tests.strategy.evolve.hostile import ESCAPES, open_to_all, policy
 
-LIMITS = SandboxLimits(route_s=0.5, should_replan_s=0.5, plan_grace_s=0.5, load_s=2.0)
+LIMITS = SandboxLimits(route_s=5.0, should_replan_s=5.0, plan_grace_s=5.0)
+"""Patient, so that a slow machine does not look like a policy that hangs."""
 REQUEST = RequestView(1, "tiny", 2.5, 3.0, 500, 100.0, 0, 0)
 ENDLESS = "while True: pass"
 
@@ -102,29 +103,38 @@ MISTAKES = [
 ]
 
 
-def gauntlet(bodies: Sequence[str]) -> PolicySource:
+def gauntlet(bodies: Sequence[str], top: str = "") -> PolicySource:
     """A policy whose route has one body for each request id: many tests, one process."""
     functions = [
         f"def body_{i}(request, replicas, memo):\n    " + body.replace("\n", "\n    ") + "\n"
         for i, body in enumerate(bodies)
     ]
     table = "BODIES = [" + ", ".join(f"body_{i}" for i in range(len(bodies))) + "]\n"
-    return policy("\n".join(functions) + table, route="return BODIES[request.id](request, replicas, memo)")
+    return policy(
+        "\n".join([top, *functions]) + table, route="return BODIES[request.id](request, replicas, memo)"
+    )
 
 
 @pytest.fixture(scope="module")
-def escaping(supply: WorkerSupply) -> Iterator[SandboxedPolicy]:
-    with SandboxedPolicy(gauntlet([f"{e}\nreturn 0" for e in ESCAPES.values()]), supply=supply) as boxed:
+def outside() -> Iterator[Path]:
+    with open_to_all() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def escaping(supply: WorkerSupply, outside: Path) -> Iterator[SandboxedPolicy]:
+    source = gauntlet([f"{e}\nreturn 0" for e in ESCAPES.values()], f"ESCAPED = {str(outside / 'escaped')!r}")
+    with SandboxedPolicy(source, supply=supply) as boxed:
         yield boxed
 
 
 @pytest.mark.parametrize("escape", ESCAPES)
-def test_no_way_out(escaping: SandboxedPolicy, escape: str) -> None:
+def test_no_way_out(escaping: SandboxedPolicy, outside: Path, escape: str) -> None:
     asked = REQUEST._replace(id=list(ESCAPES).index(escape))
     with pytest.raises(PolicyRaisedError):
         escaping.dispatch(asked, [replica()], Memo())
     assert escaping.kills == 0
-    assert not Path("/tmp/escaped").exists()  # noqa: S108
+    assert list(outside.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +151,8 @@ def test_errors_in_route_are_errors(mistaken: SandboxedPolicy, number: int) -> N
 
 
 def test_a_memory_bomb_is_bounded(supply: WorkerSupply) -> None:
-    with SandboxedPolicy(policy(route="x = [0]\nwhile True: x += x"), supply=supply) as boxed:
+    limits = replace(LIMITS, route_s=0.5)
+    with SandboxedPolicy(policy(route="x = [0]\nwhile True: x += x"), limits, supply=supply) as boxed:
         with pytest.raises((PolicyError, PolicyTimeout)):
             boxed.dispatch(REQUEST, [replica()], Memo())
         assert boxed.should_replan(observation(), Memo()) is True
@@ -400,6 +411,36 @@ def test_sharing_a_cpu_is_undone() -> None:
         with SandboxedPolicy(policy(), LIMITS) as other:
             assert os.sched_getaffinity(other.pid) == before
     assert os.sched_getaffinity(0) == before
+
+
+def test_two_policies_that_share_a_cpu_with_one_thread_set_it_free_together() -> None:
+    before = os.sched_getaffinity(0)
+    patient = LIMITS.patient()
+    with SandboxedPolicy(policy(), patient) as first:
+        with SandboxedPolicy(policy(should_replan="os._exit(1)"), patient) as second:
+            with pytest.raises(PolicyCrashed):
+                second.should_replan(observation(), Memo())
+            assert os.sched_getaffinity(second.pid) == os.sched_getaffinity(0)
+        assert len(os.sched_getaffinity(0)) == 1
+        assert os.sched_getaffinity(first.pid) == os.sched_getaffinity(0)
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_shared_cpu_is_that_of_the_thread_that_asks() -> None:
+    before = os.sched_getaffinity(0)
+    found: list[set[int]] = []
+
+    def ask(boxed: SandboxedPolicy) -> None:
+        boxed.should_replan(observation(), Memo())
+        found.append(os.sched_getaffinity(0))
+
+    with SandboxedPolicy(policy(), LIMITS.patient()) as boxed:
+        thread = threading.Thread(target=ask, args=(boxed,))
+        thread.start()
+        thread.join()
+        assert [os.sched_getaffinity(boxed.pid)] == found
+        assert len(found[0]) == 1
+        assert os.sched_getaffinity(0) == before
 
 
 def test_a_policy_made_in_a_thread_outlives_it() -> None:

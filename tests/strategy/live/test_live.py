@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,7 @@ class Loop:
         broken: Sequence[str] = (),
     ) -> None:
         self.loaded: list[str] = []
-        self.closed: list[str] = []
+        self._closed: list[str] = []
         self.answers = answers or {}
         self.broken = broken
         self.live = Live(
@@ -76,8 +78,15 @@ class Loop:
             raise PolicyError("it does not load")
         self.loaded.append(policy.name)
         loaded = ScriptedPolicy(policy.digest, **self.answers.get(policy.name, {}))
-        loaded.close = lambda: self.closed.append(policy.name)  # type: ignore[attr-defined]
+        loaded.close = lambda: self._closed.append(policy.name)  # type: ignore[attr-defined]
         return loaded
+
+    @property
+    def closed(self) -> list[str]:
+        """Policies that were ended, once the thread of the shadows has come to it."""
+        with suppress(RuntimeError):  # the loop is closed: there is no thread any more
+            self.live._pool.submit(lambda: None).result(10.0)
+        return self._closed
 
     def window(self, objective: float = 10.0, requests: int = 40) -> str:
         """One window; the digest of who decided it."""
@@ -223,6 +232,31 @@ def test_whoever_fails_in_shadow_never_touches_traffic(answers: dict[str, Any], 
     assert {p.name for p in loop.live.served} == {"first"}
     loop.window()
     assert "better" in loop.closed
+
+
+def test_a_policy_that_a_shadow_still_asks_is_not_ended_under_it() -> None:
+    asked, go_on, seen = threading.Event(), threading.Event(), []
+    loop = Loop(shadow_then(CanaryKind.TRAFFIC, shadow_windows=9))
+    loop.live._waits = False
+    loop.live.propose(BETTER, "try it")
+    loop.window(requests=0)
+    better = loop.live._roster.get(BETTER)
+
+    def slow(*_: object) -> bool:
+        asked.set()
+        assert go_on.wait(10.0)
+        seen.append("better" in loop._closed)
+        return False
+
+    better.should_replan = slow  # type: ignore[method-assign, assignment]
+    loop.window(requests=0)
+    assert asked.wait(10.0)
+    loop.live.withdraw("for no reason")
+    loop.window(requests=0)
+    loop.window(requests=0)
+    go_on.set()
+    assert loop.closed == ["better"]
+    assert seen[0] is False
 
 
 def test_a_shadow_is_asked_a_bounded_sample_after_the_champion_has_answered() -> None:

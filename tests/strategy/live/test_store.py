@@ -56,6 +56,23 @@ def test_a_run_that_begins_anew_refuses_what_was_left_for_the_one_before(tmp_pat
         assert store.command(number).status is CommandStatus.REFUSED
 
 
+def test_whether_a_loop_serves_on_a_store_shows_in_every_process(tmp_path: Path) -> None:
+    path = tmp_path / "live.sqlite"
+    with LiveStore(path) as operator:
+        assert not operator.attended()
+        with LiveStore.begin(path) as store:
+            assert store.attended()
+            assert operator.attended()
+            with pytest.raises(LiveStoreError, match="another loop serves on this store"):
+                LiveStore.begin(path)
+            store.attend()  # for the second time
+        assert not operator.attended()
+        with LiveStore(path) as resumed:
+            resumed.commit(STATE, [], [])  # only a loop does that
+            assert operator.attended()
+        assert not operator.attended()
+
+
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "live.sqlite"
     path.write_text("not a database, but long enough to look like a header of one" * 10)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from loop.contracts import PolicySource
 from strategy.policy import digest_of
 
@@ -32,15 +38,15 @@ def policy(top: str = "", **bodies: str) -> PolicySource:
 
 ESCAPES = {
     "reads a file": "os.open('/etc/passwd', 0)",
-    "writes a file": "os.open('/tmp/escaped', os.O_CREAT | os.O_WRONLY)",
+    "writes a file": "os.open(ESCAPED, os.O_CREAT | os.O_WRONLY)",
     "lists a directory": "os.listdir('/')",
     "stats a file": "os.stat('/etc/passwd')",
-    "makes a directory": "os.mkdir('/tmp/escaped')",
+    "makes a directory": "os.mkdir(ESCAPED)",
     "changes directory": "os.chdir('/tmp')",
     "forks": "os.fork()",
     "executes": "os.execv('/bin/true', ['true'])",
     "spawns": "os.posix_spawn('/bin/true', ['true'], {})",
-    "runs a shell": "os.system('touch /tmp/escaped') == 0 or [].pop()",
+    "runs a shell": "os.system('touch ' + ESCAPED) == 0 or [].pop()",
     "kills its parent": "os.kill(os.getppid() if 0 else 1, 9)",
     "kills all": "os.kill(-1, 9)",
     "opens a pipe": "os.pipe()",
@@ -59,4 +65,12 @@ ESCAPES = {
         ".__init__.__globals__['__builtins__']['open']('/etc/passwd')"
     ),
 }
-"""One statement each, which must raise in the worker."""
+"""One statement each, which must raise in the worker; `ESCAPED` is the path of a file that nothing may make."""
+
+
+@contextmanager
+def open_to_all() -> Iterator[Path]:
+    """A directory of this run in which anybody may write: what holds a program must not be the permissions."""
+    with tempfile.TemporaryDirectory(prefix="hostile-") as name:
+        os.chmod(name, 0o777)  # noqa: S103, PTH101
+        yield Path(name)

@@ -104,6 +104,13 @@ PROGRAMS = (
         route="time.sleep(60)\nreturn 0",
     ),
     Program(
+        "sleeps in poll",
+        "sleep by the call that a worker itself may wait with",
+        "timeout",
+        top="select = sys.modules['select']",
+        route="select.poll().poll(60000)\nreturn 0",
+    ),
+    Program(
         "waits for a lock",
         "deadlock on a lock of its own",
         "error|timeout|harmless",

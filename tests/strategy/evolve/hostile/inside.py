@@ -84,7 +84,7 @@ PROGRAMS = (
         "unpickles",
         "run code by a pickle of its own",
         ERROR,
-        route="return sys.modules['pickle'].loads(b'cos\\nsystem\\n(S\"touch /tmp/escaped\"\\ntR.') and [].pop()",
+        route="code = b'cos\\nsystem\\n(S\"touch %s.escaped\"\\ntR.' % CANARY.encode()\nreturn sys.modules['pickle'].loads(code) and [].pop()",
     ),
     Program(
         "pickle as an answer",

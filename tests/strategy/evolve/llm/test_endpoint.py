@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from email.utils import formatdate
 
 import pytest
@@ -294,6 +295,15 @@ def test_close_is_prompt_while_requests_hang_and_notes_them() -> None:
         assert it.synthesiser.cost.requests == 3
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal: a job in the background of a script ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ask_can_be_interrupted_and_then_closed() -> None:
     never = threading.Event()
 
