@@ -30,6 +30,8 @@ from strategy.evolve.tuning import tune_constants
 from strategy.live import Live, LiveConfig, LiveStore
 
 DEFAULT_EVALUATIONS = 12
+LEAST_WINDOWS = 3
+"""Past windows without which nothing is promoted: one, however often it is replayed, does not tell what changes."""
 WATCHED_IN_A_ROW = 4
 """Windows from a take-over on in which a policy is compared with its predecessors."""
 WINDOW_NOISE = 0.06
@@ -227,7 +229,9 @@ class Evolution:
         )
         champion, reason = outcome.best, outcome.reason
         if champion is not None and not stop.is_set():
-            doubt = self._doubt(champion, EvaluationTask((past[-1].window.index,)))
+            doubt = self._doubt(champion, EvaluationTask((past[-1].window.index,))) or self._hindsight(
+                champion, incumbent, past
+            )
             if doubt:
                 self._evolver.refuse(champion, doubt)
                 champion, reason = None, doubt
@@ -275,6 +279,29 @@ class Evolution:
         if off > self._config.agreement:
             return f"{champion.name} scores {off:.1%} differently when it cannot touch the twin: refused"
         return ""
+
+    def _hindsight(
+        self, champion: PolicySource, incumbent: PolicySource, past: tuple[PastWindow, ...]
+    ) -> str:
+        """Why a champion would not have paid in the latest windows as they really came, one after the other, with
+        all that happened in them; empty: it would have. (A proof on one window, repeated, says little where each
+        differs from the one before.)"""
+        if len(past) < LEAST_WINDOWS:
+            return (
+                f"{champion.name} must wait: {len(past)} windows are too few to see what changes between them"
+            )
+        row = EvaluationTask(tuple(p.window.index for p in past[-WATCHED_IN_A_ROW:]))
+        self._evaluator.learn(past)
+        found: dict[int, float] = {}
+        for number, evaluation in self._evaluator.evaluate([(champion, row), (incumbent, row)]):
+            if evaluation.score is not None:
+                found[number] = evaluation.score.objective
+        if len(found) < 2 or found[1] <= 0:
+            return f"{champion.name} has no score on the windows as they came"
+        ratio = found[0] / found[1]
+        if ratio <= 1.0:
+            return ""
+        return f"{champion.name} would have taken {ratio:.3f} of the incumbent's time in the windows as they came"
 
     def tuned_static(self, share: int, budget: int) -> PolicySource:
         """The best fixed policy with hindsight of the first `share` windows: the best of the first policy and all

@@ -52,6 +52,8 @@ ENTRY = "loop.compose.scoring:make"
 
 HORIZON_WINDOWS = 4.0
 """For so many windows the load is expected to stay as it was."""
+CHURN_WINDOWS = 1.0
+"""The same while devices come and go: the next change is near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +379,8 @@ def as_next(past: Sequence[PastWindow], now: Observation, latest: PastWindow) ->
     once = len(past) == 1
     chosen = [past[0].window] * 2 if once else [p.window for p in past]
     windows = tuple(_moved(w, now.tick + number, now) for number, w in enumerate(chosen))
-    weights = (2.0 / HORIZON_WINDOWS, 2.0 - 2.0 / HORIZON_WINDOWS) if once else ()
+    horizon = CHURN_WINDOWS if now.changes else HORIZON_WINDOWS
+    weights = (2.0 / horizon, 2.0 - 2.0 / horizon) if once else ()
     return Segment(windows, Start(now, latest.obs), as_one=True, weights=weights)
 
 
