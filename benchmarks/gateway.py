@@ -197,21 +197,25 @@ class World:
         return Run(timings, events, found["wall_s"], found["cpu_s"], cpu_s)
 
 
-def cases_of(count: int, max_tokens: int, seed: int) -> list[Case]:
+def cases_of(count: int, max_tokens: int, seed: int, words_most: int = 40) -> list[Case]:
     """Requests, no two alike."""
     rng = random.Random(seed)
     words = ("river", "stone", "engine", "token", "gate", "spiral", "nerve", "body")
     return [
-        Case(f"{i}: {' '.join(rng.choices(words, k=rng.randint(4, 40)))}", max_tokens, rng.getrandbits(31))
+        Case(
+            f"{i}: {' '.join(rng.choices(words, k=rng.randint(4, words_most)))}",
+            max_tokens,
+            rng.getrandbits(31),
+        )
         for i in range(count)
     ]
 
 
 async def measure_alone(world: World, options: Options) -> tuple[list[Row], list[Target]]:
     """Pairs of one request at a time."""
-    count = 100 if options.quick else 600
+    count = 60 if options.quick else 600
     pairs: list[tuple[Timing, Timing]] = []
-    for number, case in enumerate(cases_of(count + 10, 16, options.seed)):
+    for number, case in enumerate(cases_of(count + 10, 8, options.seed)):
         direct = await world.direct(case) if number % 2 else None
         http = (await world.over_http([case], 1, stream=True)).timings[0]
         direct = direct or await world.direct(case)
@@ -292,7 +296,7 @@ async def measure_throughput(world: World, options: Options) -> tuple[list[Row],
 
 async def measure_streams(world: World, options: Options) -> tuple[list[Row], list[Target]]:
     """Streams opened together and held to their end; also in a quick run all of them."""
-    cases = cases_of(STREAMS, 24 if options.quick else 96, options.seed + 7)
+    cases = cases_of(STREAMS, 24 if options.quick else 96, options.seed + 7, words_most=8)
     most = [0]
     watch = asyncio.create_task(_watch(world.gateway, most))
     run = await world.over_http(cases, STREAMS, stream=True)

@@ -154,7 +154,7 @@ async def run_once(options: Options, size: Size, cases: Sequence[Case], *, gatew
         )
         acts = schedule(size.requests, size.swaps, size.plans, size.kills)
         decisions_s = timed(dispatcher)
-        disturber = Disturber(manager, dispatcher, wardrobe, layouts, acts)
+        disturber = Disturber(size.requests, manager, dispatcher, wardrobe, layouts, acts)
         disturbing = asyncio.create_task(disturber.run())
         began_s = time.perf_counter()
         outcomes = await _asked(dispatcher, model, cases, size, gateway=gateway)

@@ -60,8 +60,10 @@ def plans_on(model: str, devices: Sequence[str], seqs: int) -> list[Plan]:
 
 @dataclass
 class Disturber:
-    """Carries the schedule out as requests finish; give it each record (`finished`)."""
+    """Carries the schedule out as requests finish (tell `finished`); what comes too late is left undone, and shows."""
 
+    requests: int
+    """In all."""
     manager: ReplicaManager
     dispatcher: Dispatcher
     wardrobe: Wardrobe
@@ -84,6 +86,8 @@ class Disturber:
     async def run(self) -> None:
         """All acts, each in its time."""
         for act in self.acts:
+            if self._finished >= self.requests:
+                break  # a machine so busy that loading a policy took as long as the rest: too late to disturb
             while self._finished < act.after:
                 self._progress.clear()
                 await self._progress.wait()
@@ -93,6 +97,7 @@ class Disturber:
                 await self.manager.apply(self.layouts[(act.number + 1) % len(self.layouts)])
             else:
                 await self._kill()
+                continue
             self.done[act.kind] += 1
         self.faults += self.dispatcher.desk.faults.total + _faults(self.dispatcher)
 
@@ -101,7 +106,9 @@ class Disturber:
         self.faults += _faults(self.dispatcher)
         await self.dispatcher.adopt(policy, Memo())
         self.swapped_s.append(time.monotonic())
-        while not self._decided():  # a swap is over when the new policy has decided
+        while (
+            not self._decided() and self._finished < self.requests
+        ):  # a swap is over when the new policy has decided
             await asyncio.sleep(0.001)
         await self.wardrobe.discard_old()
 
@@ -112,11 +119,14 @@ class Disturber:
         """SIGKILL to the busiest replica, of those on devices that were spared so far."""
         async with asyncio.timeout(_VICTIM_WAIT_S):
             while not (busy := [r for r in self.manager.present() if r.ready and r.load.started and r.pid]):
+                if self._finished >= self.requests:
+                    return
                 await asyncio.sleep(0.005)
         victim = min(busy, key=lambda r: (self._killed.count(_device(r)), -r.load.in_flight))
         self._killed.append(_device(victim))
         if victim.pid is not None:
             os.kill(victim.pid, signal.SIGKILL)
+            self.done["kill"] += 1
 
 
 def _device(replica: Replica) -> int:

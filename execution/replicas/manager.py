@@ -180,7 +180,7 @@ class ReplicaManager:
     def coming(self, model: str) -> bool:
         """Whether a replica of the model starts, or will."""
         return any(
-            s.spec.model == model and s.course not in (Course.DRAINING, Course.OVER)
+            s.spec.model == model and s.course not in (Course.STOPPING, Course.OVER)
             for s in self._wanted.values()
         )
 

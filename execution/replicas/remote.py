@@ -19,6 +19,7 @@ import structlog
 from execution.engines.registry import tokenizer_of
 from execution.replicas.child import DEFAULT_PYTHON, Child
 from execution.replicas.inbox import RemoteStream
+from execution.replicas.process import ProcessWatch
 from execution.replicas.protocol import (
     Answered,
     Ask,
@@ -52,6 +53,8 @@ _TERMINATE_S = 1.0
 """Between SIGTERM and SIGKILL."""
 _REAP_S = 5.0
 """Between SIGKILL and the end."""
+_LAST_DATA_S = 0.25
+"""After the end of the process, for what it has sent to be read."""
 _log = structlog.get_logger(__name__)
 
 
@@ -77,6 +80,7 @@ class RemoteEngine:
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._child: Child | None = None
+        self._watch: ProcessWatch | None = None
         self._connection: Connection[FromWorker] | None = None
         self._ready: asyncio.Future[EngineInfo] | None = None
         self._info: EngineInfo | None = None
@@ -138,6 +142,7 @@ class RemoteEngine:
             self._child = await Child.start(self._python, self._env)
         except OSError as error:
             raise EngineError(f"the interpreter {self._python} cannot be run: {error}") from error
+        self._watch = ProcessWatch(self._child.pid, self._ended)
         connection: Connection[FromWorker] = Connection(FromWorker, self._received, self._lost)
         self._connection = connection
         await loop.create_connection(lambda: connection, sock=self._child.socket)
@@ -170,6 +175,8 @@ class RemoteEngine:
         if child is None:
             return ""
         child.kill()
+        if self._watch is not None:
+            self._watch.close()
         if self._connection is not None:
             self._connection.close()
         await child.wait(_REAP_S)
@@ -275,6 +282,10 @@ class RemoteEngine:
         else:
             error = error_of(message.kind, message.message)
             _reject(self._ready, error if isinstance(error, EngineError) else EngineError(str(error)))
+
+    def _ended(self) -> None:
+        """The process is dead. Its socket closes by itself, unless a process that it has started holds it."""
+        asyncio.get_running_loop().call_later(_LAST_DATA_S, self._lost, "")
 
     def _lost(self, why: str) -> None:
         """The socket has closed: the process is dead, or as good as that."""

@@ -57,6 +57,7 @@ class Course(Enum):
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
+    STOPPING = "stopping"  # too late to stay
     RESTING = "resting"  # between a death and the restart
     OVER = "over"
 
@@ -81,39 +82,36 @@ class Supervisor:
         """True: it serves; False: it ended before it did. Anew after each death."""
         self._crew = crew
         self._deaths = crew.options.max_deaths - 1 if doubted else 0
-        self._leave: asyncio.Future[None] = loop.create_future()
+        self._leaving = False
+        self._ordered: asyncio.Future[None] = loop.create_future()
+        """Done at the next order; another one stands here then."""
         self._resizing = asyncio.Lock()
-        self._stay: asyncio.Future[None] | None = None
         self._task = asyncio.create_task(self._run(), name=f"replica {spec.model} {spec.devices}")
         self._task.add_done_callback(self._over)
 
     @property
     def serves(self) -> bool:
         """It takes requests."""
-        leaving = self._leave.done() or self.course is not Course.SERVING
-        return not leaving and self.replica is not None and self.replica.ready
+        stays = self.course is Course.SERVING and not self._leaving
+        return stays and self.replica is not None and self.replica.ready
 
     # -- orders ------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
         """Drain and stop; what has not served yet is stopped at once."""
         self.retiring = True
-        if self.course is Course.SERVING:
-            if not self._leave.done():
-                self._leave.set_result(None)
-        elif self.course is not Course.DRAINING:
+        if self.course in (Course.SERVING, Course.DRAINING):
+            self._leaving = True
+            self._wake()
+        elif self.course is not Course.STOPPING:
             self._task.cancel()
 
     def stay(self) -> bool:
         """Go on as if it had never been told to leave; False: too late."""
-        if self.course is Course.SERVING:
-            if self._leave.done():  # else it is being waited for
-                self._leave = asyncio.get_running_loop().create_future()
-        elif self._stay is not None and not self._stay.done():
-            self._stay.set_result(None)
-        else:
+        if self.course not in (Course.SERVING, Course.DRAINING):
             return False
-        self.retiring = False
+        self.retiring = self._leaving = False
+        self._wake()
         return True
 
     def end(self) -> asyncio.Task[None]:
@@ -225,13 +223,14 @@ class Supervisor:
             )
         reading = asyncio.create_task(self._read(replica), name=f"readings of replica {replica.id}")
         try:
-            await self.resize()
             while True:
-                waits: set[asyncio.Future[Any]] = {self._leave, replica.death}
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                await self.resize()
+                if not self._leaving:
+                    waits: set[asyncio.Future[Any]] = {self._ordered, replica.death}
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 if replica.death.done():
                     return await self._died(replica)
-                if self._leave.done() and await self._drained(replica):
+                if self._leaving and await self._drained(replica):
                     return None
         finally:
             reading.cancel()
@@ -251,31 +250,39 @@ class Supervisor:
 
     async def _drained(self, replica: Replica) -> bool:
         """Let it finish what it holds, and stop it; False: it is to stay after all, or has died."""
-        crew, limit_s = self._crew, self._crew.options.drain_limit_s
+        crew = self._crew
         self.course = Course.DRAINING
-        self._stay = asyncio.get_running_loop().create_future()
         replica.stage = ReplicaStage.DRAINING
         replica.changed()
         crew.tell(
             ReplicaEventKind.DRAINING, self.spec, replica, f"{replica.load.in_flight} requests in flight"
         )
         crew.changed()
-        waits: set[asyncio.Future[Any]] = {replica.idle(), replica.death, self._stay}
-        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        stay, self._stay = self._stay, None
+        await self._idle(replica)
         if replica.death.done():
             return False
-        if stay.done():
+        if not self._leaving:
             self.course = Course.SERVING
-            self._leave = asyncio.get_running_loop().create_future()
             replica.stage = ReplicaStage.READY
             replica.changed()
             crew.tell(ReplicaEventKind.KEPT, self.spec, replica, "wanted again while it drained")
             crew.changed()
             return False
+        self.course = Course.STOPPING
         left = replica.load.in_flight
         await self._stopped(replica, f"{left} requests go on elsewhere" if left else "")
         return True
+
+    async def _idle(self, replica: Replica) -> None:
+        """Until it holds nothing, or waiting for that is over."""
+        clock = asyncio.get_running_loop().time
+        idle, until_s = replica.idle(), clock() + self._crew.options.drain_limit_s
+        while self._leaving and not idle.done() and not replica.death.done():
+            left_s = until_s - clock()
+            if left_s <= 0.0:
+                return
+            waits: set[asyncio.Future[Any]] = {idle, replica.death, self._ordered}
+            await asyncio.wait(waits, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
 
     async def _rest(self, reason: str) -> bool:
         """Wait before the next start; False: there is to be none."""
@@ -361,6 +368,10 @@ class Supervisor:
 
     def _limits(self, spec: ReplicaSpec) -> EngineLimits:
         return EngineLimits(spec.max_num_seqs, spec.max_num_batched_tokens, self._crew.options.max_waiting)
+
+    def _wake(self) -> None:
+        ordered, self._ordered = self._ordered, asyncio.get_running_loop().create_future()
+        ordered.set_result(None)
 
     def _settle(self, *, served: bool) -> None:
         if not self.settled.done():

@@ -140,7 +140,8 @@ class _OpenedStore(LiveStore):
         path = run / FILE_NAME
         if not path.is_file():
             raise InputError(
-                f"{path}: no such live store: `autopoiesis loop replay --out {run}` keeps one while it runs (--run)"
+                f"{path}: no such live store: `autopoiesis loop replay --out {run}` and `loop serve` keep one while "
+                "they run (--run)"
             )
         try:
             super().__init__(path)

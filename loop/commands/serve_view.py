@@ -59,6 +59,8 @@ def _head(status: ServingStatus) -> Table:
 def _window(stats: ServingStats | None, window_s: float) -> str:
     if stats is None:
         return f"the first one runs ({window_s:g} s)"
+    if not stats.finished:
+        return "nothing was served"
     return (
         f"{stats.finished / window_s:.1f} req/s, {stats.output_tokens / window_s:.0f} tokens/s, "
         f"TTFT {1e3 * stats.ttft_s.p50:.0f}/{1e3 * stats.ttft_s.p99:.0f} ms, "
@@ -70,8 +72,8 @@ def _replicas(status: ServingStatus) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("replica", "model", "devices", "stage"):
         table.add_column(column, no_wrap=True)
-    for column in ("pid", "running", "waiting", "KV", "batch"):
-        table.add_column(column, justify="right")
+    for column in ("pid", "runs", "waits", "KV", "batch"):
+        table.add_column(column, justify="right", no_wrap=True)
     for r in status.replicas:
         table.add_row(
             str(r.id),
@@ -82,6 +84,6 @@ def _replicas(status: ServingStatus) -> Table:
             str(r.running),
             str(r.waiting),
             f"{r.kv_share:.0%}",
-            f"{r.max_num_seqs} / {r.max_num_batched_tokens}",
+            f"{r.max_num_seqs}/{r.max_num_batched_tokens}",
         )
     return table

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from execution.engines.vllm.environment import interpreter
 from execution.replicas.plane import LivePlane
 from execution.replicas.remote import RemoteEngine
 from loop.compose.scoring import FALLBACK
@@ -270,9 +271,8 @@ def remote_engine(spec: EngineSpec, model: ServedModel) -> Engine:
     environment = dict(model.environment)
     if spec.engine == "torch":
         environment.setdefault("OMP_NUM_THREADS", str(spec.options.get("threads", 1)))
-    if model.python:
-        return RemoteEngine(spec, python=model.python, env=environment)
-    return RemoteEngine(spec, env=environment)
+    python = model.python or (interpreter() if spec.engine == "vllm" else sys.executable)
+    return RemoteEngine(spec, python=python, env=environment)
 
 
 def kill(pid: int | None) -> None:

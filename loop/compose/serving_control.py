@@ -18,17 +18,13 @@ import structlog
 
 from execution.replicas.plane import LivePlane, PlaneClosedError, Reading, Served
 from execution.replicas.prefixes import BLOCK_TOKENS
-from hw_profiles.performance import Perturbation
-from loop.compose.evolving import EvolutionConfig
-from loop.compose.experiment import EVOLUTION_SPREAD, baseline_source
-from loop.compose.jobs import TRUSTED, trusted
+from loop.compose.experiment import baseline_source
 from loop.compose.objective import Objective, window_value
-from loop.compose.rehearsal import changes_for
-from loop.compose.replay import ReplayConfig
-from loop.compose.scoring import FALLBACK, ScoringSetup
+from loop.compose.scoring import FALLBACK
 from loop.compose.serving_config import ServingConfig
 from loop.compose.serving_data import DataSide
-from loop.compose.serving_evolution import EvolutionProcess, EvolverSpec
+from loop.compose.serving_evolution import EvolutionProcess
+from loop.compose.serving_policies import evolver_spec, load_policy
 from loop.compose.serving_world import ServingWorld
 from loop.contracts import (
     Memo,
@@ -49,17 +45,13 @@ from loop.runner.evolution import BackgroundEvolution
 from loop.runner.serving_policy import DuplexPolicy
 from loop.runner.serving_status import ServingStatus
 from loop.runner.serving_windows import LiveSource, WindowBook, live_windows
-from strategy.baselines import list_baselines, load_baseline
-from strategy.evolve import check_policy
-from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits
+from strategy.baselines import load_baseline
 from strategy.live import FILE_NAME, Live, LiveStore
 
 _log = structlog.get_logger(__name__)
 
 JOURNAL_FILE = "journal.sqlite"
 ARCHIVE_FILE = "archive.sqlite"
-LIMITS = SandboxLimits(route_s=0.1, max_kills=10)
-"""Of policies that serve: a busy machine is late now and then."""
 
 
 @dataclass(slots=True)
@@ -107,6 +99,7 @@ class ControlSide:
         self.failure = ""
         """Why the loop ended before it was told to; empty: it did not."""
         self.store = LiveStore.begin(out / FILE_NAME) if fresh else LiveStore(out / FILE_NAME)
+        self.store.attend()
         before = self.store.load()
         self.went_on = before is not None
         self.first = before.champion if before is not None else first
@@ -329,7 +322,9 @@ class ControlSide:
             waits=False,
         )
         if config.evolution.enabled:
-            self._process = EvolutionProcess(self._evolver())
+            self._process = EvolutionProcess(
+                evolver_spec(config, self._world, self.first, self._slo, self._out / ARCHIVE_FILE)
+            )
         process = self._process
         background = BackgroundEvolution(
             self.first,
@@ -357,42 +352,6 @@ class ControlSide:
         self._status.promotions += 1
         self._status.happened(f"tick {record.tick}: {record.champion} serves now: {record.reason}")
 
-    def _evolver(self) -> EvolverSpec:
-        config, nominal = self._config, self._world.world.spec
-        section = config.evolution
-        worlds = [nominal] + [
-            replace(nominal, perturbation=Perturbation(seed=1_000 + k, spread=EVOLUTION_SPREAD), seed=k)
-            for k in range(1, section.worlds + 1)
-        ]
-        setup = ScoringSetup(
-            tuple(worlds),
-            self._world.world.options,
-            ReplayConfig(
-                ControllerConfig(mode=ReplayMode.ONLINE, budget_s=config.budget_s),
-                self._slo,
-                config.window_s,
-                BLOCK_TOKENS,
-            ),
-            Objective.GOODPUT,
-            changes_for(self._world.world) if section.rehearse else (),
-        )
-        known = (baseline_source(name) for name in list_baselines())
-        return EvolverSpec(
-            setup,
-            self.first,
-            EvolutionConfig(
-                evaluations=section.evaluations,
-                step_deadline_s=section.step_deadline_s,
-                worlds=section.worlds,
-                rehearse=section.rehearse,
-            ),
-            tuple(source for source in known if not check_policy(source.source)),
-            self._out / ARCHIVE_FILE,
-            config.seed,
-            section.workers,
-            section.keep_windows,
-        )
-
     def _told(self, plane: LivePlane, origin_s: float | None = None) -> dict[str, Any]:
         """What stands in the journal of this run."""
         spec, config = self._world.world.spec, self._config
@@ -412,20 +371,3 @@ class ControlSide:
             "seed": config.seed,
             "config": told,
         }
-
-
-def load_policy(source: PolicySource) -> DuplexPolicy:
-    """A policy that is to serve: a baseline of this package in process, any other in two sandboxes.
-
-    Raises:
-        PolicyFault: it cannot be loaded.
-    """
-    if source.operator == TRUSTED and source.name in list_baselines():
-        policy = trusted(source)
-        return DuplexPolicy(policy, policy)
-    planner = SandboxedPolicy(source, LIMITS)
-    try:
-        return DuplexPolicy(planner, SandboxedPolicy(source, LIMITS))
-    except BaseException:
-        planner.close()
-        raise

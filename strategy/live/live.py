@@ -344,13 +344,22 @@ class Live:
         elif self._serving is None and self.champion.digest == self._first.digest:
             return None
         else:
-            policy = self._roster.get(self.champion)
+            policy = self._loaded_champion()
         if policy is self._serving:
             return None
         self._serving = policy
         if policy.digest != self._served[-1].digest:
             self._served.append(self.source(policy.digest))
         return policy
+
+    def _loaded_champion(self) -> Policy:
+        """The champion; or, when a stored one cannot be loaded any more, the best predecessor that can be."""
+        try:
+            return self._roster.get(self.champion)
+        except PolicyFault as error:
+            if self.roll_back(f"{self.champion.name} cannot be loaded: {error}", faulty=True):
+                raise
+            return self._roster.get(self.champion)
 
     def _pending(self) -> Sequence[LiveCommand]:
         try:

@@ -90,7 +90,7 @@ class MatchedPairs:
         mine = self._tracked.get(record.id)
         if mine is None:
             return
-        if record.finish is Finish.INFEASIBLE:  # no arm's doing
+        if record.finish in {Finish.INFEASIBLE, Finish.CANCELLED}:  # no arm's doing
             self._forget(mine)
             return
         if record.finish is Finish.OK:

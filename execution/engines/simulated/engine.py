@@ -12,7 +12,6 @@ before this engine takes its own time.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator
 from hashlib import blake2b
@@ -23,6 +22,7 @@ import structlog
 
 from execution.engines.simulated.answer import Answer
 from execution.engines.simulated.batch import LiveBatch, LiveSequence
+from execution.engines.simulated.checks import block_hashes, checked_limits, room_for
 from execution.engines.simulated.clock import ScaledClock
 from execution.engines.simulated.hardware import Hardware, hardware_of
 from execution.engines.simulated.options import SimulatedOptions
@@ -42,7 +42,6 @@ from loop.contracts.engine import (
     EngineLimits,
     EngineOutput,
     EngineRequest,
-    EngineRequestError,
     EngineSpec,
     EngineStats,
     Tokenizer,
@@ -62,7 +61,7 @@ class SimulatedEngine:
         self._spec = spec
         self._options = SimulatedOptions.of(spec)
         self._tokenizer = ByteTokenizer()
-        self._limits = checked(spec.limits)
+        self._limits = checked_limits(spec.limits)
         self._weights = blake2b(f"{spec.model}\0{spec.seed}".encode(), digest_size=32).digest()
         self._random = Random(f"{spec.model}/{spec.seed}")
         self._streams: dict[str, Stream] = {}
@@ -167,7 +166,7 @@ class SimulatedEngine:
 
     async def set_limits(self, limits: EngineLimits) -> None:
         """From the next step on. Raises ValueError."""
-        self._limits = checked(limits)
+        self._limits = checked_limits(limits)
         if self._batch is not None:
             self._batch.use(limits)
 
@@ -205,7 +204,7 @@ class SimulatedEngine:
             raise EngineDrainingError("the engine is draining: it accepts nothing more")
         if request.id in self._streams:
             raise ValueError(f"request id {request.id!r} is in use")
-        room = self._check(request)
+        room = room_for(request, self.info)
         if len(batch.waiting) >= self._limits.max_waiting:
             raise EngineBusyError(f"the queue is full: {len(batch.waiting)} requests wait")
         seed = request.sampling.seed
@@ -225,44 +224,10 @@ class SimulatedEngine:
         self._queue(batch, stream)
         return stream
 
-    def _check(self, request: EngineRequest) -> int:
-        """Most tokens that the answer may have in all. Raises EngineRequestError."""
-        tokens, generated, sampling = request.prompt_token_ids, request.generated, request.sampling
-        longest = self.info.max_model_len
-        if not tokens:
-            raise EngineRequestError("the prompt is empty")
-        if not 0 <= generated < len(tokens):
-            raise EngineRequestError(f"generated={generated} of a prompt of {len(tokens)} tokens")
-        if len(tokens) >= longest:
-            raise EngineRequestError(
-                f"the prompt has {len(tokens)} tokens: with one more for the answer it exceeds the model's {longest}"
-            )
-        if max(tokens) >= self._tokenizer.vocab_size or min(tokens) < 0:
-            raise EngineRequestError(
-                f"a prompt token is outside the vocabulary of {self._tokenizer.vocab_size}"
-            )
-        if request.adapter is not None:
-            raise EngineRequestError(f"unknown adapter {request.adapter!r}: the simulated engine loads none")
-        if sampling.max_tokens < 1:
-            raise EngineRequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
-        if (
-            not 0.0 <= sampling.temperature < math.inf
-            or not 0.0 < sampling.top_p <= 1.0
-            or sampling.top_k < 0
-        ):
-            raise EngineRequestError(
-                f"temperature={sampling.temperature}, top_p={sampling.top_p}, top_k={sampling.top_k} make no sense"
-            )
-        if sampling.logprobs is not None and sampling.logprobs < 0:
-            raise EngineRequestError(f"logprobs must not be negative, not {sampling.logprobs}")
-        if not all(sampling.stop):
-            raise EngineRequestError("an empty stop string ends every answer before it begins")
-        return longest - (len(tokens) - generated)
-
     def _queue(self, batch: LiveBatch, stream: Stream) -> None:
         request, answer = stream.request, stream.answer
         self._number += 1
-        hashes = _block_hashes(request.prompt_token_ids) if self._options.prefix_cache else ()
+        hashes = block_hashes(request.prompt_token_ids) if self._options.prefix_cache else ()
         seq = LiveSequence(
             Request(
                 self._number,
@@ -354,14 +319,6 @@ class SimulatedEngine:
         self._end_all(f"the simulated engine failed: {type(error).__name__}: {error}")
 
 
-def checked(limits: EngineLimits) -> EngineLimits:
-    """Limits that make sense. Raises ValueError."""
-    for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting"):
-        if getattr(limits, name) < 1:
-            raise ValueError(f"EngineLimits.{name} must be at least 1, not {getattr(limits, name)}")
-    return limits
-
-
 def _info(spec: EngineSpec, hardware: Hardware, vocab_size: int) -> EngineInfo:
     return EngineInfo(
         engine="simulated",
@@ -372,13 +329,3 @@ def _info(spec: EngineSpec, hardware: Hardware, vocab_size: int) -> EngineInfo:
         block_tokens=BLOCK_TOKENS,
         features=FEATURES,
     )
-
-
-def _block_hashes(tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """Of each whole block of the prompt and all before it. Hashes of integers are the same in every process."""
-    hashes = []
-    digest = 0
-    for end in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS):
-        digest = hash((digest, tokens[end - BLOCK_TOKENS : end]))
-        hashes.append(digest)
-    return tuple(hashes)

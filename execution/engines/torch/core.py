@@ -93,7 +93,7 @@ class EngineCore:
             schedule = self.scheduler.schedule()
             if not schedule:
                 return False
-            for sequence, _ in schedule.prompts:
+            for sequence in (*schedule.decodes, *(s for s, _ in schedule.prompts)):
                 sequence.scheduled_s = sequence.scheduled_s or began_s
             wanting, logits = self._forward(schedule)
             if wanting:

@@ -42,6 +42,8 @@ def plan_memory(
     affordable = int(memory_bytes * (1 - prefixes)) // token_bytes
     trained = config.max_position_embeddings
     length = min(options.max_model_len or trained, trained)
+    if device.type != "cpu" and not options.max_model_len:
+        length = min(length, max(affordable // limits.max_num_seqs, 2048))  # rather many lanes than long ones
     kv_tokens = options.kv_capacity_tokens or affordable
     length = min(length, kv_tokens // options.block_tokens * options.block_tokens)
     if options.max_model_len > trained:

@@ -24,7 +24,8 @@ class TorchOptions:
     block_tokens: int = 16
     """KV is accounted for, and shared between prompts, in blocks of so many tokens."""
     max_model_len: int = 0
-    """Prompt and answer; 0: what the model was trained for, as far as memory allows."""
+    """Prompt and answer; 0: what the model was trained for, as far as memory allows (on a GPU: with room for
+    `max_num_seqs` at once, but 2,048 at least)."""
     kv_capacity_tokens: int = 0
     """KV of all running requests; beyond it some are preempted. 0: what memory allows."""
     prefix_cache: bool = True

@@ -30,14 +30,13 @@ _TAIL_BYTES = 4000
 def command(python: str, directory: str, spec: EngineSpec, options: VllmOptions, port: int) -> list[str]:
     """What is run: the same flags that a user of plain vLLM gives. (The key goes by the environment.)"""
     seats, tokens = options.ceilings(spec)
-    section = {"policy": options.policy, "device_kind": options.device_kind}
     line = [
         python, "-m", "vllm.entrypoints.openai.api_server",
         "--model", directory,
         "--served-model-name", spec.served_name or spec.model,
         "--host", "127.0.0.1", "--port", str(port),
         "--scheduler-cls", "execution.engines.vllm.scheduler.PolicyScheduler",
-        "--additional-config", json.dumps({"autopoiesis": section}),
+        "--additional-config", json.dumps(options.plugin),
         "--dtype", options.dtype,
         "--seed", str(spec.seed),
         "--block-size", str(options.block_tokens),

@@ -209,7 +209,7 @@ class InProcessBackend:
                 max_lora_rank=options.max_lora_rank,
                 scheduler_cls="execution.engines.vllm.scheduler.PolicyScheduler",
                 logits_processors=[SAMPLER] if options.device_kind == "cpu" else None,
-                additional_config=additional_config(options),
+                additional_config=options.plugin,
                 disable_log_stats=False,
             )
             self._engine = private.llm_engine(arguments)
@@ -285,11 +285,6 @@ class InProcessBackend:
         if request is None:
             raise EngineRequestError(f"adapter {name!r} is not loaded")
         self._core.remove_lora(request.lora_int_id)
-
-
-def additional_config(options: VllmOptions) -> dict[str, Any]:
-    """The plug-in's section for an engine of ours."""
-    return {"autopoiesis": {"policy": options.policy, "device_kind": options.device_kind}}
 
 
 def _chunk(output: Any, asked: int | None) -> Chunk:

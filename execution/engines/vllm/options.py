@@ -48,6 +48,10 @@ class VllmOptions:
     max_lora_rank: int = 16
     policy: str = ""
     """Policy file that orders the queue from the start; empty: by the requests' priorities."""
+    policy_ask_s: float = 0.02
+    """For one crossing to the policy's process (settings.PluginSettings.ask_s)."""
+    policy_step_budget_s: float = 0.002
+    """For asking it in one step of the engine."""
     device_kind: str = "cpu"
     start_s: float = 300.0
     """For a server of our own to become ready."""
@@ -69,7 +73,16 @@ class VllmOptions:
         options = cls(**values)  # type: ignore[arg-type] # checked above
         if options.mode not in MODES:
             raise EngineError(f"vllm: option mode: {' or '.join(MODES)}, not {options.mode!r}")
-        for name in ("block_tokens", "threads", "tp", "pp", "max_logprobs", "start_s"):
+        for name in (
+            "block_tokens",
+            "threads",
+            "tp",
+            "pp",
+            "max_logprobs",
+            "start_s",
+            "policy_ask_s",
+            "policy_step_budget_s",
+        ):
             if getattr(options, name) <= 0:
                 raise EngineError(f"vllm: option {name} must be above 0, not {getattr(options, name)}")
         if options.device_kind == "cpu" and options.block_tokens % 32:
@@ -82,6 +95,18 @@ class VllmOptions:
     def kv_cache_bytes(self) -> int | None:
         """None: vLLM decides."""
         return self.kv_cache_mib * _MIB or None
+
+    @property
+    def plugin(self) -> dict[str, dict[str, str | float]]:
+        """VLLM's `additional_config`: the section of the scheduler plug-in (settings.PluginSettings)."""
+        return {
+            "autopoiesis": {
+                "policy": self.policy,
+                "ask_s": self.policy_ask_s,
+                "step_budget_s": self.policy_step_budget_s,
+                "device_kind": self.device_kind,
+            }
+        }
 
     def ceilings(self, spec: EngineSpec) -> tuple[int, int]:
         """(max_num_seqs, max_num_batched_tokens) that vLLM is started with."""

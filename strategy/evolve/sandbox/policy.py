@@ -115,6 +115,24 @@ class SandboxedPolicy:
         """Order in the replica's queue."""
         return self._cross(wire.PRIORITY, request, (replica,), memo)[1]
 
+    def priorities(self, requests: Sequence[RequestView], replica: ReplicaView, memo: Memo) -> list[float]:
+        """Order of each in the replica's queue, all in one crossing within `route_s`; NaN where the policy raised."""
+        changed = memo is not self._memo or dict(memo) != self._mirror
+        question = (dict(memo) if changed else None, _view(replica), list(map(tuple, requests)))
+        self._memo = memo
+        report = self._report(
+            wire.PRIORITIES, marshal.dumps(question, wire.MARSHAL_VERSION), self.limits.route_s
+        )
+        self._learn(report.get("memo"), memo)
+        answers = report.get("answer")
+        if (
+            not isinstance(answers, list)
+            or len(answers) != len(requests)
+            or any(answer.__class__ is not float for answer in answers)
+        ):
+            raise PolicyError(f"priority: {len(requests)} numbers are expected, not {answers!r:.60}")
+        return answers
+
     def dispatch(
         self, request: RequestView, replicas: Sequence[ReplicaView], memo: Memo
     ) -> tuple[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import marshal
+import math
 import pickle
 import time
 from typing import Any
@@ -69,6 +70,18 @@ class Decisions:
         self._take(memo)
         answer = self._loaded().priority(RequestView(*request), _view(view), self._memo)
         return wire.DISPATCHED.pack(_REPLY_BYTES, wire.OK, number, 0, answer)
+
+    def _priorities(self, _kind: int, body: bytes) -> bytes:
+        memo, view, requests = marshal.loads(body)  # noqa: S302
+        self._take(memo)
+        policy, replica = self._policy or self._loaded(), _view(view)
+        answers = []
+        for request in requests:
+            try:
+                answers.append(float(policy.priority(RequestView._make(request), replica, self._memo)))
+            except Exception:  # noqa: BLE001 - one request's fault is not the others'
+                answers.append(math.nan)
+        return self._reply(answers, 0.0)
 
     def _in_full(self, body: bytes) -> tuple[int, RequestView, tuple[ReplicaView, ...]]:
         """A question that brings all replicas of its model."""
@@ -141,4 +154,5 @@ _HANDLERS = {
     wire.DISPATCH: Decisions._question,
     wire.ROUTE: Decisions._question,
     wire.PRIORITY: Decisions._priority,
+    wire.PRIORITIES: Decisions._priorities,
 }

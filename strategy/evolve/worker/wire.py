@@ -18,6 +18,7 @@ what is asked.
 | SYNC | empty | JSON: memo |
 | DISPATCH, ROUTE | marshalled (number, memo, request, slot, views) | `struct`: number, index, priority |
 | PRIORITY | marshalled (number, memo, request, view) | `struct`: number, index, priority |
+| PRIORITIES | marshalled (memo, view, requests) | JSON: a number for each (NaN: it raised), memo |
 | QUICK_DISPATCH, QUICK_ROUTE | see `quick` | `struct`: number, index, priority |
 
 A request with the bit LINGER asks the worker to stay awake for LINGER_S after its answer: the next one is near.
@@ -32,7 +33,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-LOAD, SHOULD_REPLAN, PLAN, SYNC, DISPATCH, ROUTE, PRIORITY, QUICK_DISPATCH, QUICK_ROUTE = range(9)
+LOAD, SHOULD_REPLAN, PLAN, SYNC, DISPATCH, ROUTE, PRIORITY, QUICK_DISPATCH, QUICK_ROUTE, PRIORITIES = range(
+    10
+)
 LINGER, LINGER_S = 0x80, 200e-6
 OK, FAILED = 0, 1
 """First byte of a reply; FAILED is followed by JSON: type, message, line."""

@@ -44,7 +44,7 @@ def test_a_conversation_has_markers() -> None:
 @pytest.mark.parametrize("messages", [[], [{"role": "wizard", "content": "x"}]])
 def test_a_bad_conversation_is_refused(messages: list[dict[str, str]], from_files: Tokenizer) -> None:
     for tokenizer in (ByteTokenizer(), from_files):
-        with pytest.raises(ValueError, match="message|role"):
+        with pytest.raises(ValueError, match=r"message|role"):
             tokenizer.chat(messages)
 
 

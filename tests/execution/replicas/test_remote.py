@@ -187,6 +187,31 @@ def test_one_that_hangs_is_killed() -> None:
 
 
 @pytest.mark.slow
+def test_killed_while_its_own_child_holds_the_socket() -> None:
+    """Nobody sees the socket close then; and the child goes with it."""
+
+    async def check() -> None:
+        with_child = ["/bin/sh", "-c", 'sleep 600 & echo child $! >&2; exec "$0" "$@"', sys.executable]
+        engine = RemoteEngine(spec(), python=with_child)
+        await engine.start()
+        pid = engine.pid
+        assert pid is not None
+        assert engine._child is not None
+        grandchild = int(engine._child.said().split("child ")[1].split()[0])
+        stream = engine.generate(request_of("open"))
+        await anext(stream)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(EngineCrashedError, match="SIGKILL"):
+            await again_and_again(lambda: anext(stream))
+        await engine.stop()
+        async with asyncio.timeout(30):
+            while _state(grandchild) not in {"", "Z"}:
+                await asyncio.sleep(0.005)
+
+    asyncio.run(check())
+
+
+@pytest.mark.slow
 def test_sigterm_finishes_what_has_begun() -> None:
     async def check() -> None:
         engine = RemoteEngine(spec())

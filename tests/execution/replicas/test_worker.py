@@ -54,6 +54,7 @@ async def talk(sock: socket.socket) -> tuple[Connection[Any], asyncio.Queue[Any]
     return connection, heard
 
 
+@pytest.mark.slow
 def test_it_answers_in_any_order_and_ends_when_told(
     worker: tuple[subprocess.Popen[bytes], socket.socket],
 ) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from importlib.util import find_spec
 
 import openai
 import pytest
@@ -138,16 +138,6 @@ async def test_curl(s: Served) -> None:
     assert streamed.endswith("data: [DONE]\n\n")
 
 
-GUIDELLM = os.environ.get("GUIDELLM") or shutil.which("guidellm")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(GUIDELLM is None, reason="guidellm is not installed: name its command in $GUIDELLM")
-def test_load_generator(tmp_path: Path) -> None:
-    """GuideLLM (vLLM project), from the package index, in an environment of its own."""
-    _load(tmp_path)
-
-
 @served(lambda: TinyBackend(token_s=0.002))
 async def test_a_burst_of_streams(s: Served) -> None:
     answers = await asyncio.gather(
@@ -162,5 +152,33 @@ async def test_a_burst_of_streams(s: Served) -> None:
         assert text == expected(f"p{i}", 9)
 
 
-def _load(tmp_path: Path) -> None:
-    raise NotImplementedError(sys.version, tmp_path)
+LLMETER_PYTHON = os.environ.get("LLMETER_PYTHON") or (sys.executable if find_spec("llmeter") else None)
+LLMETER = """
+import asyncio, json, sys
+from llmeter.endpoints.openai import OpenAICompletionEndpoint, OpenAICompletionStreamEndpoint
+from llmeter.runner import Runner
+
+for kind in (OpenAICompletionStreamEndpoint, OpenAICompletionEndpoint):
+    endpoint = kind("tiny", base_url=sys.argv[1], api_key=sys.argv[2])
+    payload = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+    run = asyncio.run(Runner(endpoint, timeout=60).run(payload=payload, n_requests=10, clients=8))
+    texts = sorted({response.response_text for response in run.responses})
+    print(json.dumps([run.stats["total_requests"], run.stats["failed_requests"], texts]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    LLMETER_PYTHON is None, reason="llmeter is not installed: name a python that has it in $LLMETER_PYTHON"
+)
+@served(lambda: TinyBackend(token_s=0.002), within_s=150.0, tokens=AccessTokens({TOKEN: 0}))
+async def test_load_generator(s: Served) -> None:
+    """LLMeter (AWS Labs), a load generator from the package index, streaming and not."""
+    process = await asyncio.create_subprocess_exec(
+        str(LLMETER_PYTHON), "-c", LLMETER, f"{s.gateway.url}/v1", TOKEN, stdout=subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    reports = [json.loads(line) for line in out.decode().splitlines() if line.startswith("[")]
+    assert reports == [[80, 0, [expected(CHAT_PROMPT, 8)]]] * 2
+    assert len(s.backend.seen) == 160

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from loop.compose.serving_control import load_policy
+from loop.compose.serving_policies import load_policy
 from loop.contracts import (
     Memo,
     Observation,

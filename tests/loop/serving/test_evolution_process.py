@@ -96,7 +96,7 @@ def step(process: EvolutionProcess) -> EvolutionStep:
 
 
 def stopped_step(process: EvolutionProcess) -> EvolutionStep:
-    """One that only brings the process up."""
+    """One that is told to end before it has begun."""
     stop = threading.Event()
     stop.set()
     return process.step(FIRST, past(), stop)
@@ -125,7 +125,7 @@ def wait_gone(pids: list[int]) -> None:
 
 def test_a_step_and_a_question_are_answered_at_the_lowest_priority(process: EvolutionProcess, tmp_path: Path):
     found = step(process)
-    assert found.evaluations >= 4
+    assert found.evaluations >= 1
     assert found.reason
     assert process.pid is not None
     assert os.getpriority(os.PRIO_PROCESS, process.pid) == NICE
@@ -137,7 +137,7 @@ def test_a_step_and_a_question_are_answered_at_the_lowest_priority(process: Evol
 
 
 def test_a_process_that_was_killed_is_told_of_and_the_next_question_starts_another(process: EvolutionProcess):
-    stopped_step(process)
+    process.counterfactual([FIRST], [1])  # brings it up
     first = process.pid
     assert first is not None
     family = [first, *children(first)]
@@ -155,7 +155,7 @@ def test_a_process_that_was_killed_is_told_of_and_the_next_question_starts_anoth
     stepping.join(DEADLINE_S)
     assert ["ended" in str(fault) for fault in faults] == [True]
     wait_gone(family)
-    assert step(process).evaluations >= 4
+    assert step(process).evaluations >= 1
     assert process.starts == 2
     assert process.pid != first
 
@@ -167,7 +167,7 @@ def test_a_step_ends_soon_when_it_is_told_to_stop(process: EvolutionProcess):
 
 
 def test_closed_it_leaves_nobody_behind_and_answers_no_more(process: EvolutionProcess):
-    stopped_step(process)
+    process.counterfactual([FIRST], [1])  # brings it up
     assert process.pid is not None
     family = [process.pid, *children(process.pid)]
     process.close()

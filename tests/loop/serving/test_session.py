@@ -15,9 +15,11 @@ from loop.compose.experiment import baseline_source
 from loop.compose.serving import ServingReport, ServingSession
 from loop.compose.serving_config import load_serving_config
 from loop.compose.serving_data import StartError
+from loop.compose.serving_evolution import EvolutionProcess
 from loop.compose.serving_world import ServedModel, build_serving_world
-from loop.contracts import CommandKind, CommandStatus, Engine, EngineError, EngineSpec, Finish
+from loop.contracts import CommandKind, CommandStatus, Engine, EngineError, EngineSpec, Finish, Stage
 from loop.journal_serving import ServingJournal
+from loop.runner.evolution import EvolutionStep, PastWindow
 from loop.runner.serving_status import ServingStatus
 from strategy.live import FILE_NAME, LiveStore
 from tests.loop.live_world import edited
@@ -116,6 +118,7 @@ def test_requests_are_served_journaled_and_seen_at_monitoring_points(tmp_path: P
         assert all(finished for _, _, finished in journal.runs())
 
 
+@pytest.mark.slow
 def test_an_operator_promotes_kills_and_revives_while_requests_go_on(tmp_path: Path):
     policy = edited("to_the_last", "route", "return len(replicas) - 1")
 
@@ -149,6 +152,7 @@ def test_an_operator_promotes_kills_and_revives_while_requests_go_on(tmp_path: P
         assert [r.kind for r in journal.live()].count("command") == 4
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_champion_of_the_one_before(tmp_path: Path):
     policy = edited("to_the_last", "route", "return len(replicas) - 1")
 
@@ -187,6 +191,7 @@ def test_what_is_in_flight_finishes_when_it_stops_and_nothing_new_is_let_in(tmp_
     assert (report.finished, report.cut) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_come_up_ends_the_run_with_the_reason(tmp_path: Path):
     def broken(_spec: EngineSpec, _model: ServedModel) -> Engine:
         raise EngineError("no such weights")
@@ -209,3 +214,56 @@ def test_serving_goes_on_when_the_loop_fails(tmp_path: Path, monkeypatch: pytest
     report = run(session(tmp_path), act)
     assert report.failure == "ValueError: out of figures"
     assert report.finished == 1
+
+
+@pytest.mark.slow
+def test_a_proven_policy_is_tried_in_shadow_and_canary_on_live_traffic_and_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All but the proof in the twin, whose process is tested by itself: here it is as good as done."""
+    policy = edited("to_the_first", "route", "return 0")
+    proven: list[int] = []
+
+    def step(_self: object, _incumbent: object, past: tuple[PastWindow, ...], _stop: object) -> EvolutionStep:
+        proven.append(len(past[-1].window.requests))
+        if len(proven) > 1:
+            return EvolutionStep(None, "nothing better")
+        return EvolutionStep(policy, "proven elsewhere", gain=0.2)
+
+    monkeypatch.setattr(EvolutionProcess, "step", step)
+    monkeypatch.setattr(EvolutionProcess, "counterfactual", lambda *_: {})
+
+    async def act(made: ServingSession, client: httpx.AsyncClient) -> None:
+        going = True
+        bad: list[int] = []
+
+        async def traffic() -> None:
+            while going:
+                answer = await ask(client, 3)
+                bad.extend([answer.status_code] if answer.status_code != 200 else [])
+
+        clients = [asyncio.create_task(traffic()) for _ in range(4)]
+        await until(lambda: policy.digest in made.status.on_trial)
+        await until(lambda: not made.status.on_trial)
+        going = False
+        await asyncio.gather(*clients)
+        assert not bad
+
+    careful = {
+        "shadow_windows": 1,
+        "canary": "traffic",
+        "canary_share": 0.5,
+        "canary_min_windows": 1,
+        "canary_max_windows": 3,
+    }
+    report = run(session(tmp_path, evolution=careful), act)
+    assert report.failed == 0
+    assert proven[0] > 0
+    with ServingJournal(tmp_path / "journal.sqlite") as journal:
+        steps = [r for r in journal.live() if r.policy == policy.digest and r.kind == "stage"]
+        assert [r.after for r in steps[:2]] == [Stage.SHADOW, Stage.CANARY]
+        # as good as the champion: which way it goes is chance, that it was compared is not
+        assert steps[2].after in (Stage.PROMOTED, Stage.REFUSED)
+        assert steps[2].evidence["pairs"] > 0
+        assert steps[2].evidence["faults"] == 0
+        assert report.promotions == (steps[2].after is Stage.PROMOTED)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'autopoiesis[torch]'")
+pytest.importorskip("torch", reason="needs the extra torch: pip install 'autopoiesis[torch]'")
 
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -52,35 +53,35 @@ def alone(model: Path) -> list[list[int]]:
     return serve(engine_of(model, EngineLimits(1, 512, 100), prefix_cache=False), PROMPTS)[0]
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    seats=st.integers(1, 8),
-    tokens=st.integers(1, 80),
-    block=st.sampled_from([1, 4, 16]),
-    capacity=st.integers(10, 40),
-    reuse=st.booleans(),
+    limits=st.builds(EngineLimits, st.integers(1, 8), st.integers(1, 80), st.just(100)),
+    options=st.fixed_dictionaries(
+        {
+            "block_tokens": st.sampled_from([1, 4, 16]),
+            "kv_capacity_tokens": st.integers(10, 40).map(lambda blocks: 16 * blocks),
+            "prefix_cache": st.booleans(),
+        }
+    ),
     order=st.permutations(range(6)),
 )
 def test_answers_do_not_depend_on_the_batch(
-    seats: int, tokens: int, block: int, capacity: int, reuse: bool, order: Sequence[int], model: Path, alone: list[list[int]]
-) -> None:  # fmt: skip
-    limits = EngineLimits(seats, tokens, 100)
-    engine = engine_of(
-        model,
-        limits,
-        block_tokens=block,
-        kv_capacity_tokens=16 * capacity,
-        prefix_cache=reuse,
-        max_model_len=128,
+    limits: EngineLimits,
+    options: dict[str, int | bool],
+    order: Sequence[int],
+    model: Path,
+    alone: list[list[int]],
+) -> None:
+    answers, stats = serve(
+        engine_of(model, limits, max_model_len=128, **options), [PROMPTS[i] for i in order]
     )
-    answers, stats = serve(engine, [PROMPTS[i] for i in order])
     assert answers == [alone[i] for i in order]
     assert (stats.running, stats.waiting, stats.waiting_tokens, stats.kv_tokens) == (0, 0, 0, 0)
 
 
 def test_preempted_requests_end_as_if_nothing_had_been(model: Path, alone: list[list[int]]) -> None:
     for reuse in (True, False):
-        engine = engine_of(model, kv_capacity_tokens=136, block_tokens=8, prefix_cache=reuse)
+        engine = engine_of(model, kv_capacity_tokens=152, block_tokens=8, prefix_cache=reuse)
         answers, stats = serve(engine, PROMPTS)
         assert answers == alone
         assert stats.preemptions > 0

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'autopoiesis[torch]'")
+pytest.importorskip("torch", reason="needs the extra torch: pip install 'autopoiesis[torch]'")
+
+import torch
 
 from execution.engines.models import EngineModelConfig, write_model
 from loop.contracts.engine import EngineLimits
@@ -55,7 +57,7 @@ def test_greedy_is_what_transformers_says(name: str, tmp_path: Path) -> None:
     assert stats.cached_tokens > 0
     preempted, stats = serve(
         engine_of(
-            tmp_path, EngineLimits(8, 32, 100), kv_capacity_tokens=136, block_tokens=8, prefix_cache=False
+            tmp_path, EngineLimits(8, 32, 100), kv_capacity_tokens=152, block_tokens=8, prefix_cache=False
         ),
         prompts,
     )

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from execution.engines.models import load_config
 from execution.engines.vllm import VllmEngine
 from execution.engines.vllm.environment import ROOT
 from execution.engines.vllm.http import Address, ask_json
 from loop.contracts import EngineBusyError, EngineRequest, EngineRequestError, EngineSpec, SamplingParams
 from tests.execution.engines.vllm import policies
+from tests.execution.engines.vllm.adapters import write_adapter
 from tests.execution.engines.vllm.conftest import Server
 
 openai = pytest.importorskip("openai", reason="the client of these tests")
@@ -342,21 +340,3 @@ def engine_at(server: Server, **options: str | int) -> VllmEngine:
     """An engine over this server."""
     given = {"mode": "server", "url": server.address.url, "api_key": server.address.api_key, **options}
     return VllmEngine(EngineSpec("vllm", server.model, options=given))
-
-
-def write_adapter(folder: Path) -> None:
-    """A LoRA adapter for the small model, strong enough that its answers differ."""
-    save_file = pytest.importorskip("safetensors.numpy").save_file
-    config, rank = load_config("tiny-llama"), 4
-    rng = np.random.default_rng(0)
-    rows = config.num_attention_heads * config.head_dim
-    weights = {}
-    for layer in range(config.num_hidden_layers):
-        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        weights[f"{name}.lora_A.weight"] = rng.normal(size=(rank, config.hidden_size)).astype(np.float32)
-        weights[f"{name}.lora_B.weight"] = rng.normal(size=(rows, rank)).astype(np.float32)
-    folder.mkdir()
-    save_file(weights, folder / "adapter_model.safetensors")
-    about = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none",
-             "task_type": "CAUSAL_LM", "base_model_name_or_path": "tiny-llama"}  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(about))
