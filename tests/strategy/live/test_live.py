@@ -474,6 +474,18 @@ def test_a_loop_that_begins_again_goes_on_with_the_champion_of_the_store(store: 
     assert answer(store, down)[0] is CommandStatus.DONE
 
 
+def test_a_stored_champion_that_cannot_be_loaded_any_more_gives_way(store: LiveStore) -> None:
+    loop = Loop(LiveConfig.immediate(), store=store)
+    loop.window()
+    loop.live.propose(BETTER, "proven")
+    assert loop.window() == "better"
+    again = Loop(LiveConfig.immediate(), store=LiveStore(store.path), broken=("better",))
+    assert again.live.champion == BETTER
+    assert again.window() == "first"
+    assert again.live.champion == FIRST
+    assert any("cannot be loaded" in record.reason for record in again.live.take_records())
+
+
 def test_a_store_that_cannot_be_written_does_not_stop_serving(store: LiveStore) -> None:
     loop = Loop(LiveConfig.immediate(), store=store)
     loop.window()
