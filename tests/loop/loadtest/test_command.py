@@ -97,6 +97,11 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     assert "--out" in err
 
 
+def _hears_ctrl_c() -> None:
+    """A job in the background inherits that it does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_ctrl_c_reports_what_was_done() -> None:
     with serving() as toy:
@@ -113,7 +118,11 @@ def test_ctrl_c_reports_what_was_done() -> None:
             "--json",
         ]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(os.environ),
+            preexec_fn=_hears_ctrl_c,  # noqa: PLW1509  no thread holds a lock that it needs
         )
         while len(toy.asked) < 20 and process.poll() is None:
             time.sleep(0.02)
