@@ -180,9 +180,13 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answer without the application, and close."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.drop()  # an answer is under way: nothing can be said in its midst
-            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started:
+                self.drop()  # nothing can be said in the midst of an answer
+                return
+            cycle.disconnected = True  # this is the answer, the application's comes too late
+            cycle.message_event.set()
         body = error.body()
         head = [
             f"HTTP/1.1 {error.status} {_PHRASES.get(error.status, 'Error')}",
