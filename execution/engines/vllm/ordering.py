@@ -269,7 +269,7 @@ class QueueOrder:
         for at in range(0, len(requests), size):
             chunk = requests[at : at + size]
             try:
-                self._ask_chunk(loaded, chunk, replica, now_s)
+                faulty |= self._ask_chunk(loaded, chunk, replica, now_s)
             except PolicyFault as fault:
                 faulty = True
                 self._note(fault)
@@ -287,7 +287,9 @@ class QueueOrder:
 
     def _ask_chunk(
         self, loaded: _Loaded, chunk: Sequence[Waiting], replica: ReplicaView, now_s: float
-    ) -> None:
+    ) -> bool:
+        """Whether the policy raised on one of a batch, for which it then says NaN."""
+        faulty = False
         views = [request.view(now_s) for request in chunk]
         self._counts.asked += len(chunk)
         if isinstance(loaded.runner, BatchRunner):
@@ -298,11 +300,16 @@ class QueueOrder:
             given = [loaded.runner.priority(view, replica, loaded.memo) for view in views]
         for request, answer in zip(chunk, given, strict=True):
             loaded.answers.pop(request.key, None)  # to the end: asked last
+            if isinstance(loaded.runner, BatchRunner) and math.isnan(answer):
+                faulty = True
+                self._note(PolicyError("priority raised, or answered NaN"))
+                continue
             try:
                 loaded.answers[request.key] = checked(answer)
             except PolicyError as fault:
                 self._counts.infeasible += 1
                 self._counts.examples.append(str(fault)[:200])
+        return faulty
 
     def _note(self, fault: PolicyFault) -> None:
         if isinstance(fault, PolicyTimeout):
