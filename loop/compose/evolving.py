@@ -296,12 +296,14 @@ class Evolution:
         for number, evaluation in self._evaluator.evaluate([(champion, row), (incumbent, row)]):
             if evaluation.score is not None:
                 found[number] = evaluation.score.objective
-        if len(found) < 2 or found[1] <= 0:
+        if len(found) < 2:
             return f"{champion.name} has no score on the windows as they came"
-        ratio = found[0] / found[1]
-        if ratio <= 1.0:
+        if found[0] <= found[1]:
             return ""
-        return f"{champion.name} would have taken {ratio:.3f} of the incumbent's time in the windows as they came"
+        return (
+            f"{champion.name} would not have paid in the windows as they came: {found[0]:.4g}, the incumbent "
+            f"{found[1]:.4g}"
+        )
 
     def tuned_static(self, share: int, budget: int) -> PolicySource:
         """The best fixed policy with hindsight of the first `share` windows: the best of the first policy and all

@@ -9,7 +9,7 @@ import pytest
 from loop.compose.evolving import regime_of, stages_for
 from loop.compose.objective import Objective
 from loop.compose.replay import ReplayConfig
-from loop.compose.scoring import ScoringSetup, as_next
+from loop.compose.scoring import HORIZON_WINDOWS, ScoringSetup, as_next
 from loop.compose.world import WorldSpec
 from loop.contracts import (
     EMPTY_PLAN,
@@ -92,3 +92,11 @@ def test_several_windows_come_in_their_order(count: int) -> None:
     chosen = [past(i) for i in range(count)]
     windows = as_next(chosen, observation(tick=9), past(8)).windows
     assert [w.index for w in windows] == list(range(9, 9 + max(2, count)))
+
+
+def test_a_change_is_paid_once_in_the_horizon_unless_the_next_one_is_near() -> None:
+    calm = as_next([past(6)], observation(tick=7), past(6))
+    assert calm.weights == (2 / HORIZON_WINDOWS, 2 - 2 / HORIZON_WINDOWS)
+    churn = as_next([past(6)], observation(tick=7, changes=("down:d0",)), past(6))
+    assert churn.weights == (2.0, 0.0)
+    assert as_next([past(5), past(6)], observation(tick=7), past(6)).weights == ()
