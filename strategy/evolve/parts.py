@@ -15,6 +15,7 @@ from functools import lru_cache
 import libcst as cst
 
 from strategy.evolve.static import PARAMETERS
+from strategy.evolve.syntax import parse
 
 API = "strategy.policy_api"
 LINE_LENGTH = 110
@@ -100,7 +101,7 @@ def take_apart(source: str) -> Parts:
     names: dict[str, str] = {}
     constants: dict[str, str] = {}
     functions: dict[str, str] = {}
-    for node, statement in zip(module.body, ast.parse(source).body, strict=True):
+    for node, statement in zip(module.body, parse(source).body, strict=True):
         text = module.code_for_node(node).strip("\n")
         if isinstance(statement, ast.FunctionDef):
             functions[statement.name] = text
@@ -119,7 +120,7 @@ def take_apart(source: str) -> Parts:
             raise ValueError(  # noqa: TRY004
                 f"line {statement.lineno}: cannot take apart a {type(statement).__name__}"
             )
-    docstring = ast.get_docstring(ast.parse(source)) or ""
+    docstring = ast.get_docstring(parse(source)) or ""
     return Parts(docstring, frozenset(modules), names, constants, functions)
 
 
@@ -161,7 +162,7 @@ def graft(target: Parts, donor: Parts, function: str) -> Parts:
 @lru_cache(maxsize=4096)
 def used_names(piece: str) -> tuple[str, ...]:
     """Names that a piece of source reads, in the order of appearance."""
-    found = [n.id for n in ast.walk(ast.parse(piece)) if isinstance(n, ast.Name)]
+    found = [n.id for n in ast.walk(parse(piece)) if isinstance(n, ast.Name)]
     return tuple(dict.fromkeys(found))
 
 
@@ -174,7 +175,7 @@ def rename(piece: str, names: Mapping[str, str]) -> str:
 
 def summary(piece: str) -> str:
     """The first line of a function's docstring, without its full stop."""
-    node = ast.parse(piece).body[0]
+    node = parse(piece).body[0]
     text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
     return (text or "").strip().split("\n", 1)[0].strip().rstrip(".")
 
@@ -220,7 +221,7 @@ def _fresh_names(clashing: Iterable[str], function: str, taken: set[str]) -> dic
 
 
 def _code(piece: str) -> str:
-    return ast.dump(ast.parse(piece))
+    return ast.dump(parse(piece))
 
 
 def _from(module: str, names: list[str]) -> str:

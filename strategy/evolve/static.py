@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from strategy.evolve.syntax import parse
 from strategy.evolve.worker.importable import IMPORTABLE
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -97,7 +98,7 @@ def _check(source: str) -> list[Violation]:
     if len(source.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
         return [Violation(0, f"the source is longer than {MAX_SOURCE_BYTES} bytes")]
     try:
-        tree = ast.parse(source)
+        tree = parse(source)
         depth_and_size = list(_measure(tree))
     except SyntaxError as error:
         return [Violation(error.lineno or 0, f"does not parse: {error.msg}")]
@@ -122,7 +123,7 @@ def normalised_digest(source: str) -> str:
     Raises:
         SyntaxError: the source does not parse.
     """
-    tree = _Normal().visit(ast.parse(source))
+    tree = _Normal().visit(parse(source))
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     body = []
     for node in tree.body:

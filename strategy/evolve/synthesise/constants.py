@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategy.evolve.static import normalised_digest
+from strategy.evolve.syntax import parse
 
 _RANGE = re.compile(r"#\s*(-?[\d.e+]+)\s+to\s+(-?[\d.e+]+)\s*:")
 _SPREAD = 8.0
@@ -60,7 +61,7 @@ def find_constants(source: str) -> tuple[Constant, ...]:
     """The UPPER_CASE numbers at the top level of a policy, with the ranges that their comments state."""
     lines = source.splitlines()
     found: list[Constant] = []
-    for node in ast.parse(source).body:
+    for node in parse(source).body:
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
             continue
         name, value = node.targets[0].id, _number(node.value)
@@ -85,7 +86,7 @@ def with_constants(source: str, values: dict[str, float]) -> str:
     """The source with other values for some of its constants; comments and layout stay."""
     integers = {c.name: c.integer for c in find_constants(source)}
     lines = source.encode().splitlines(keepends=True)  # ast counts columns in bytes
-    nodes = [n for n in ast.parse(source).body if isinstance(n, ast.Assign)]
+    nodes = [n for n in parse(source).body if isinstance(n, ast.Assign)]
     for node in reversed(nodes):  # from the end, so that the columns before stay true
         target, value = node.targets[0], node.value
         if isinstance(target, ast.Name) and target.id in values and value.lineno == value.end_lineno:

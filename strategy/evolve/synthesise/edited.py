@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import libcst as cst
 
 from strategy.evolve.parts import API, LINE_LENGTH, Parts
+from strategy.evolve.syntax import parse
 from strategy.evolve.synthesise.layout import statement
 
 
@@ -28,7 +29,7 @@ Edit = Callable[[Parts, random.Random], Edited | None]
 
 def function_of(text: str) -> ast.FunctionDef:
     """The syntax tree of a function's text."""
-    node = ast.parse(text).body[0]
+    node = parse(text).body[0]
     if not isinstance(node, ast.FunctionDef):
         raise TypeError(f"not a function: {text[:60]!r}")
     return node

@@ -12,6 +12,7 @@ import libcst as cst
 
 from strategy.evolve.parts import LINE_LENGTH, Parts
 from strategy.evolve.static import PARAMETERS
+from strategy.evolve.syntax import parse
 from strategy.evolve.synthesise.edited import Edited, amended, with_function
 
 
@@ -106,7 +107,7 @@ def replace_feature(parts: Parts, rng: random.Random) -> Edited | None:
     for name, text in parts.functions.items():
         if name.startswith("_") and not any(used in text for used in ("replica", "request", "r.")):
             continue
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parse(text)):
             if isinstance(node, ast.Attribute) and node.attr in TWINS and _is_view(node.value):
                 places.append((name, node))
     if not places:
@@ -138,7 +139,7 @@ def _is_view(node: ast.expr) -> bool:
 def _holds(text: str, expression: str) -> bool:
     if "(" in expression:
         return _at(text, expression) >= 0
-    return any(isinstance(n, ast.Name) and n.id == expression for n in ast.walk(ast.parse(text)))
+    return any(isinstance(n, ast.Name) and n.id == expression for n in ast.walk(parse(text)))
 
 
 def _at(text: str, expression: str) -> int:

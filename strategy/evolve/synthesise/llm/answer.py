@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from strategy.evolve.static import MAX_SOURCE_BYTES, PARAMETERS, check_policy, normalised_digest
+from strategy.evolve.syntax import parse
 from strategy.evolve.synthesise.llm.diff import DiffError, apply_blocks, find_blocks
 from strategy.policy import summary_of
 
@@ -219,7 +219,7 @@ def _wrong_line(piece: str) -> int | None:
     if len(piece) > MAX_SOURCE_BYTES or not piece.strip():
         return 1
     try:
-        ast.parse(piece)
+        parse(piece)
     except SyntaxError as error:
         return error.lineno or 1
     except (ValueError, RecursionError, MemoryError):
