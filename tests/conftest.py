@@ -7,6 +7,8 @@ import structlog
 from hypothesis import settings
 
 settings.register_profile("project", deadline=None)
+# What decides over a landing must say the same twice; `make unit` goes on looking for new examples.
+settings.register_profile("repeatable", settings.get_profile("project"), derandomize=True)
 settings.load_profile("project")
 
 
