@@ -5,10 +5,10 @@ A slow reader costs nothing but a number: all tokens since its last look come in
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from execution.engines.simulated.answer import Answer
+from execution.engines.wakeup import Wakeup
 from loop.contracts.engine import EngineError, EngineFinish, EngineOutput, EngineRequest
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Stream:
         "_given",
         "_made",
         "_over",
-        "_waiter",
+        "_wakeup",
         "answer",
         "cached",
         "error",
@@ -42,7 +42,7 @@ class Stream:
         """Called once, with the last token."""
         self._given = self._made = answer.first
         """Positions: what the reader has, what the batch has made."""
-        self._waiter: asyncio.Future[None] | None = None
+        self._wakeup = Wakeup()
         self.cached = 0
         self.scheduled_s = 0.0
         self.finish: EngineFinish | None = None
@@ -63,30 +63,22 @@ class Stream:
         if self._made >= self.answer.end:
             self.finish = self.answer.finish
             self._over(self)
-        self._wake()
+        self._wakeup.wake()
 
     def end(self, finish: EngineFinish) -> None:
         """No more tokens."""
         self.finish = finish
-        self._wake()
+        self._wakeup.wake()
 
     def fail(self, error: EngineError) -> None:
         """The reader gets this instead of what it has not read."""
         self.error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wakeup.wake()
 
     async def next(self) -> EngineOutput:
         """What came since the last call; waits for something."""
         while self._made == self._given and self.finish is None and self.error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            await self._wakeup.wait()
         if self.error is not None:
             raise self.error
         start, end = self._given, self._made

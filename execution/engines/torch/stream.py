@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from execution.engines.torch.sequence import Sequence
+from execution.engines.wakeup import Wakeup
 from loop.contracts.engine import EngineError, EngineFinish, EngineOutput, TokenLogprob
 
 
@@ -15,11 +14,11 @@ class Stream:
         "_error",
         "_finish",
         "_logprobs",
-        "_reader",
         "_reason",
         "_text",
         "_tokens",
         "_waiting",
+        "_wakeup",
         "sequence",
     )
 
@@ -31,7 +30,7 @@ class Stream:
         self._finish: EngineFinish | None = None
         self._reason: str | None = None
         self._error: EngineError | None = None
-        self._reader: asyncio.Future[None] | None = None
+        self._wakeup = Wakeup()
         self._waiting = False  # something can be fetched
 
     def put(
@@ -61,11 +60,7 @@ class Stream:
     async def next(self) -> EngineOutput:
         """All that came since the last call. Raises the error that it ended with."""
         while not self._waiting:
-            self._reader = asyncio.get_running_loop().create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
+            await self._wakeup.wait()
         if not self._tokens and not self._text and self._finish is None and self._error is not None:
             raise self._error
         output = EngineOutput(
@@ -84,5 +79,4 @@ class Stream:
 
     def _wake(self) -> None:
         self._waiting = True
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        self._wakeup.wake()
