@@ -7,6 +7,7 @@ is needed, the end of a prefix before its beginning (as vLLM frees blocks in rev
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 
@@ -59,7 +60,7 @@ class PrefixCache:
         self.blocks_each = blocks_each
         """KV blocks of one entry."""
         self._pins: dict[int, int] = {}
-        self._idle: dict[int, None] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()  # a dict is slow to find its first key again and again
 
     @property
     def idle_blocks(self) -> int:
@@ -113,8 +114,7 @@ class PrefixCache:
         """Evict the entries unused for longest until idle ones take at most this many KV blocks."""
         idle = self._idle
         while idle and len(idle) * self.blocks_each > blocks:
-            digest = next(iter(idle))
-            del idle[digest]
+            digest, _ = idle.popitem(last=False)
             self._index.remove(digest, self._bit)
 
     def clear(self) -> None:

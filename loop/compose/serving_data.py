@@ -27,7 +27,7 @@ from loop.contracts import (
     ReplicaSpec,
     Resources,
 )
-from loop.gateway import AccessTokens, Gateway, GatewayConfig, GatewayError
+from loop.gateway import AccessTokens, Gateway, GatewayConfig, GatewayError, settle_heap
 from loop.journal_serving import ServedEvent, ServedReplica
 from loop.runner.serving_backend import LateBackend
 from loop.runner.serving_status import ReplicaLine, ServingStatus
@@ -177,6 +177,7 @@ class DataSide:
         """Serve whoever asks from now on."""
         if self.dispatcher is None:
             raise RuntimeError("there is nothing to serve from yet")
+        settle_heap()
         self._backend.open(self.dispatcher)
 
     # -- details -----------------------------------------------------------------------------------------

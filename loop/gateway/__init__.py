@@ -6,7 +6,7 @@ await gateway.serve_forever()
 
 from loop.gateway.access import AccessError, AccessTokens
 from loop.gateway.config import GatewayConfig
-from loop.gateway.loops import loop_factory
+from loop.gateway.loops import loop_factory, settle_heap
 from loop.gateway.server import Gateway, GatewayError, ShutdownReport
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "GatewayError",
     "ShutdownReport",
     "loop_factory",
+    "settle_heap",
 ]

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -154,5 +155,8 @@ def _param(details: ErrorDetails) -> str | None:
 
 
 def as_json(value: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    """Compact JSON, UTF-8."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can only escape
+        return json.dumps(value, separators=(",", ":")).encode()

@@ -1,8 +1,9 @@
-"""The fastest event loop at hand."""
+"""An event loop for a server: the fastest at hand, and without long pauses."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 
 
@@ -13,3 +14,13 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     except ImportError:
         return asyncio.new_event_loop
     return uvloop.new_event_loop
+
+
+def settle_heap() -> None:
+    """Take all that exists now out of garbage collection, for good; called once a process has all it serves with.
+
+    Else each full collection looks at every loaded module again, and all streams of the process wait for it: tens of
+    milliseconds at the 99th percentile. What is made later is collected as ever.
+    """
+    gc.collect()
+    gc.freeze()
