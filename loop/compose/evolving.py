@@ -15,7 +15,7 @@ from typing import Self
 from loop.compose.jobs import TRUSTED, trusted
 from loop.compose.objective import window_value
 from loop.compose.scoring import ENTRY, ScoringSetup, TwinEvaluator, score_apart
-from loop.contracts import EvaluationTask, Policy, PolicySource
+from loop.contracts import EvaluationTask, Observation, Policy, PolicySource
 from loop.guard import GuardedPolicy, plan_problems
 from loop.journal import Journal
 from loop.runner.evolution import BackgroundEvolution, EvolutionStep, PastWindow
@@ -163,6 +163,11 @@ class Evolution:
         return self.background.past
 
     @property
+    def now(self) -> Observation | None:
+        """The state of the run that is evolved for, where one goes on; scoring begins from it."""
+        return self.background.now
+
+    @property
     def simulated_requests(self) -> int:
         """Simulated so far, in all evaluations: what the searched rivals may spend, each."""
         return self._evaluator.requests
@@ -187,12 +192,12 @@ class Evolution:
         )
         self._background = BackgroundEvolution(
             self._first,
-            self._step,
+            self.step,
             sandboxed,
             journal=journal,
             last_tick=last_tick,
             live=live,
-            counterfactual=self._counterfactual,
+            counterfactual=self.counterfactual,
             objective=lambda result: window_value(result, self._setup.objective),
         )
         return self._background
@@ -202,7 +207,7 @@ class Evolution:
         if self._background is not None:
             self._background.close()
 
-    def _step(
+    def step(
         self, incumbent: PolicySource, past: tuple[PastWindow, ...], stop: threading.Event
     ) -> EvolutionStep:
         """One step on what is past; a champion counts only when it scores the same apart from the twin."""
@@ -211,7 +216,7 @@ class Evolution:
             return EvolutionStep(None, "no evolution asked for")
         tick = past[-1].window.index + 1
         self.status = f"window {tick - 1} served; evolving on the windows up to it"
-        self._evaluator.learn(past, self.background.now)
+        self._evaluator.learn(past, self.now)
         self._evolver.forget_scores()  # they were made from what was seen then
         before = self._evaluator.evaluations
         regime = regime_of(past[-1])
@@ -244,7 +249,7 @@ class Evolution:
             gain=1.0 - outcome.ratio,
         )
 
-    def _counterfactual(
+    def counterfactual(
         self, policies: Sequence[PolicySource], windows: Sequence[int]
     ) -> dict[str, Sequence[float]]:
         """Objectives of policies in past windows of the nominal world, served in a row from where the first

@@ -205,17 +205,6 @@ class EvolutionProcess:
 # ---- The far end ---------------------------------------------------------------------------------------------------
 
 
-class _Seen:
-    """What an Evolution wants to know of the run that it evolves for."""
-
-    def __init__(self) -> None:
-        self.past: tuple[PastWindow, ...] = ()
-        self.now: Observation | None = None
-
-    def close(self) -> None:
-        """Nothing to end here."""
-
-
 class _DistantEvolution(Evolution):
     """An Evolution whose run is served in another process."""
 
@@ -230,22 +219,26 @@ class _DistantEvolution(Evolution):
             archive=spec.archive,
         )
         self._keep = spec.keep_windows
-        self._seen_run = _Seen()
-        self._background = self._seen_run  # type: ignore[assignment]  # all of it that is used here
+        self._windows: tuple[PastWindow, ...] = ()
+        self._state: Observation | None = None
+
+    @property
+    def now(self) -> Observation | None:
+        """The state that came with the latest question."""
+        return self._state
 
     def learn(self, news: tuple[PastWindow, ...], now: Observation | None) -> None:
         """Windows that are past now."""
-        seen = self._seen_run
         fresh = {p.window.index for p in news}
-        seen.past = (*(p for p in seen.past if p.window.index not in fresh), *news)[-self._keep :]
-        seen.now = now
+        self._windows = (*(p for p in self._windows if p.window.index not in fresh), *news)[-self._keep :]
+        self._state = now
 
     def answer(self, ask: _Ask, stop: threading.Event) -> object:
         """A step, or a counterfactual."""
         self.learn(ask.news, ask.now)
         if ask.incumbent is None:
-            return dict(self._counterfactual(ask.policies, ask.windows))
-        return self._step(ask.incumbent, self._seen_run.past, stop)
+            return dict(self.counterfactual(ask.policies, ask.windows))
+        return self.step(ask.incumbent, self._windows, stop)
 
 
 def _serve(connection: Connection, spec: EvolverSpec) -> None:
