@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,9 +113,24 @@ def validate(
     files: Annotated[
         list[Path] | None, typer.Argument(help="The packaged profiles when none is given.")
     ] = None,
+    found: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOUND",
+            help="Compare one declared cluster (name or file) with this one, as `physical probe --out` writes it, "
+            "or with `here`: this machine, probed now.",
+        ),
+    ] = None,
+    node: Annotated[str | None, typer.Option(help="Which of the declared nodes FOUND is.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check profile files; a line for each problem, exit code 2 when there is one."""
+    """Check profile files; a line for each problem, exit code 2 when there is one.
+
+    With --found: name each difference between declared and found, exit code 1 when there is one.
+    """
+    if found is not None or node is not None:
+        _compare(files or [], found, node, as_json=as_json)
+        return
     paths = files or packaged().files()
     problems = [problem for path in paths for problem in problems_in(path)]
     if as_json:
@@ -124,6 +143,44 @@ def validate(
         raise typer.Exit(2)
     if not as_json:
         typer.echo(f"{len(paths)} profile{'s' if len(paths) != 1 else ''}, no problem")
+
+
+def _compare(declared: list[Path], found: str | None, node: str | None, *, as_json: bool) -> None:
+    """`validate --found`."""
+    from hw_profiles.compare import compare  # noqa: PLC0415 - networkx, not needed for --help
+
+    with refusing():
+        if found is None or len(declared) != 1:
+            raise ProfileError("comparing takes one declared cluster and --found FOUND (a file, or `here`)")
+        wanted = load_cluster(str(declared[0]))
+        result = compare(wanted, _probed() if found == "here" else load_cluster(found), node=node)
+    if as_json:
+        plain = {"equal": result.equal, "differences": list(map(asdict, result.differences))}
+        typer.echo(json.dumps(plain | {"not_compared": list(result.skipped)}, indent=2))
+    else:
+        for difference in result.differences:
+            typer.echo(str(difference))
+        if result.skipped:
+            typer.echo(f"not compared, since not measured: {'; '.join(result.skipped)}", err=True)
+        if result.equal:
+            typer.echo(f"{wanted.name}: as declared")
+    raise typer.Exit(0 if result.equal else 1)
+
+
+def _probed() -> Topology:
+    """The machine we run on. Probing is the physical layer's, which stands above profiles: its command is asked.
+
+    Raises:
+        ProfileError: it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "here.yaml"
+        command = [sys.executable, "-m", "physical", "probe", "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
+        if done.returncode:
+            said = done.stderr.strip().splitlines()
+            raise ProfileError(f"this machine cannot be probed: {said[-1] if said else done.returncode}")
+        return load_cluster(str(out))
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,1 +1,1 @@
-"""The body: where work runs. Placement options on a topology; telemetry and the gate come later."""
+"""The body: what devices there are and how they fare, where work runs, and the gate to all changes."""

@@ -1,4 +1,4 @@
-"""`autopoiesis physical`: what the hardware could do."""
+"""`autopoiesis physical`: what the hardware is, does, and could do."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from rich.table import Table
 
 from hw_profiles import ProfileError, load_cluster, load_model
 from loop.contracts import DeploymentOption
+from physical.telemetry.cli import probe, watch
 
 app = typer.Typer(
-    help="Devices, and where replicas can run on them.", no_args_is_help=True, add_completion=False
+    help="Devices: what there is, how it fares, what runs where.", no_args_is_help=True, add_completion=False
 )
+
+
+app.command()(probe)
+app.command()(watch)
 
 
 @app.callback()
 def physical() -> None:
-    """Devices, and where replicas can run on them."""
+    """Devices: what there is, how it fares, what runs where."""
 
 
 def fail(message: str) -> typer.Exit:
