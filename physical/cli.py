@@ -13,6 +13,8 @@ from rich.table import Table
 
 from hw_profiles import ProfileError, load_cluster, load_model
 from loop.contracts import DeploymentOption
+from physical.placement.apply_cli import apply
+from physical.placement.cli import plan
 from physical.telemetry.cli import probe, watch
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ app = typer.Typer(
 
 app.command()(probe)
 app.command()(watch)
+app.command()(plan)
+app.command()(apply)
 
 
 @app.callback()

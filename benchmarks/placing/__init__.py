@@ -1,0 +1,1 @@
+"""Helix's published files as placement problems, and solutions checked in its own models."""
