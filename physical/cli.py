@@ -15,6 +15,7 @@ from hw_profiles import ProfileError, load_cluster, load_model
 from loop.contracts import DeploymentOption
 from physical.placement.apply_cli import apply
 from physical.placement.cli import plan
+from physical.scheduling.cli import schedule
 from physical.telemetry.cli import probe, watch
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.command()(probe)
 app.command()(watch)
 app.command()(plan)
 app.command()(apply)
+app.command()(schedule)
 
 
 @app.callback()
