@@ -1,15 +1,24 @@
-"""`autopoiesis execution`: the command group of this layer; each part brings its own sub-group."""
+"""`autopoiesis execution`: the command group of this layer; each part brings its own commands."""
 
 from __future__ import annotations
 
 import typer
 
+from execution.graph.cli import show
+from execution.live.cli import app as live_app
 from execution.workload.cli import app as workload_app
 
-app = typer.Typer(no_args_is_help=True, help="How it is done: workloads and the twin.", add_completion=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    help="How it is done: graphs, kernels, workloads and the twin.",
+    add_completion=False,
+)
+app.command("show")(show)
+app.registered_commands += live_app.registered_commands
+app.registered_groups += live_app.registered_groups
 app.add_typer(workload_app, name="workload")
 
 
 @app.callback()
 def _group() -> None:
-    """How it is done: workloads and the twin."""
+    """How it is done: graphs, kernels, workloads and the twin."""

@@ -60,7 +60,9 @@ class PrefixCache:
         self.blocks_each = blocks_each
         """KV blocks of one entry."""
         self._pins: dict[int, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()  # a dict is slow to find its first key again and again
+        self._idle: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # a dict is slow to find its first key again and again
 
     @property
     def idle_blocks(self) -> int:

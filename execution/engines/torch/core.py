@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from execution.engines.models import EngineModelConfig, load_config, model_directory
 from execution.engines.tokenizer import load_tokenizer
+from execution.engines.torch.decode import DecodeStep
 from execution.engines.torch.kv import BlockBudget, LaneCache
 from execution.engines.torch.memory import Room, plan_memory
 from execution.engines.torch.model import build_model
@@ -23,6 +25,19 @@ from execution.engines.torch.sequence import Sequence, Sink
 from execution.engines.torch.step import Chunk, Row, build_step
 from execution.engines.torch.weights import load_weights
 from loop.contracts.engine import EngineError, EngineFinish, EngineLimits, EngineSpec, Tokenizer, TokenLogprob
+
+DECODE = "decode"
+"""Name of the whole decode step among the modules."""
+
+
+class StepObserver(Protocol):
+    """Who watches the steps; called by the step thread, so it had better be quick."""
+
+    def begins(self, schedule: Schedule) -> None:
+        """A step that has something to do is about to run."""
+
+    def ended(self, schedule: Schedule, taken_s: float) -> None:
+        """It is over; tokens are chosen."""
 
 
 @dataclass(slots=True)
@@ -61,8 +76,10 @@ class EngineCore:
             store = PrefixStore(self.config, blocks, options.block_tokens, self._cache)
         self.scheduler = Scheduler(spec.limits, self._cache, self._budget, store)
         self.counters = Counters()
+        self.observer: StepObserver | None = None
         self._table = rotation_table(self.config, room.max_model_len, self.device)
         self._eos = self.tokenizer.eos_token_ids | self.config.eos_token_ids
+        self._decode: nn.Module = DecodeStep(self.model, self._cache, self._table)
 
     def add(self, sequence: Sequence, sink: Sink) -> None:
         """A new request; one that is over already ends at once."""
@@ -89,17 +106,23 @@ class EngineCore:
     def step(self, sink: Sink) -> bool:
         """Run one step; False when there was nothing to do."""
         began_s = time.monotonic()
+        observer = self.observer
         with torch.inference_mode():
             schedule = self.scheduler.schedule()
             if not schedule:
                 return False
+            if observer is not None:
+                observer.begins(schedule)
             for sequence in (*schedule.decodes, *(s for s, _ in schedule.prompts)):
                 sequence.scheduled_s = sequence.scheduled_s or began_s
-            wanting, logits = self._forward(schedule)
+            wanting, logits, best = self._forward(schedule)
             if wanting:
-                self._emit(wanting, logits, sink)
+                self._emit(wanting, logits, best, sink)
         self.counters.steps += 1
-        self.counters.step_s += time.monotonic() - began_s
+        taken_s = time.monotonic() - began_s
+        self.counters.step_s += taken_s
+        if observer is not None:
+            observer.ended(schedule, taken_s)
         return True
 
     def warm_up(self) -> None:
@@ -115,23 +138,39 @@ class EngineCore:
                 rows = [Row(0, length, lane) for lane in range(count)]
                 sample(self.model(build_step(rows, [], self._cache, self._table)), [])
 
+    @property
+    def kv_layers(self) -> list[torch.Tensor]:
+        """KV of each layer [lanes, keys then values of each head, positions, head_dim]; the step thread writes to it."""
+        return self._cache.layers
+
+    @property
+    def rotations(self) -> torch.Tensor:
+        """Of all positions [length, 1, head_dim / 2], complex64."""
+        return self._table
+
     def modules(self) -> dict[str, nn.Module]:
-        """All parts of the model by name."""
-        return {name: module for name, module in self.model.named_modules() if name}
+        """All parts of the model by name, and the whole decode step as `decode`."""
+        named = {name: module for name, module in self.model.named_modules() if name}
+        return named | {DECODE: self._decode}
 
     def replace_module(self, name: str, module: nn.Module, *, same_function: bool) -> nn.Module:
         """Put another module in the place of a named one, which is returned. Raises KeyError."""
+        if name == DECODE:
+            old, self._decode = self._decode, module
+            if not same_function:
+                self.scheduler.drop_prefixes()
+            return old
         owner, _, last = name.rpartition(".")
-        old = self.model.get_submodule(name) if name in self.modules() else None
-        if old is None:
+        if name not in self.modules():
             raise KeyError(f"no module {name!r} in this model")
+        old = self.model.get_submodule(name)
         setattr(self.model.get_submodule(owner), last, module)
         if not same_function:
             self.scheduler.drop_prefixes()
         return old
 
-    def _forward(self, schedule: Schedule) -> tuple[list[Sequence], torch.Tensor]:
-        """Sequences whose next token is wanted, and the logits of it."""
+    def _forward(self, schedule: Schedule) -> tuple[list[Sequence], torch.Tensor, list[int] | None]:
+        """Sequences whose next token is wanted, their logits, and the likeliest tokens where these are known."""
         rows = [Row(s.tokens[-1], s.computed, s.lane) for s in schedule.decodes]
         chunks = []
         wanting = list(schedule.decodes)
@@ -143,18 +182,34 @@ class EngineCore:
             )
             if last:
                 wanting.append(sequence)
-        logits = self.model(build_step(rows, chunks, self._cache, self._table))
+        logits, best = self._logits(rows, chunks)
         for sequence in schedule.decodes:
             sequence.computed += 1
         for sequence, size in schedule.prompts:
             sequence.computed += size
             if sequence.computed == len(sequence.tokens):
                 self.scheduler.remember(sequence)
-        return wanting, logits
+        return wanting, logits, best
 
-    def _emit(self, wanting: list[Sequence], logits: torch.Tensor, sink: Sink) -> None:
+    def _logits(self, rows: list[Row], chunks: list[Chunk]) -> tuple[torch.Tensor, list[int] | None]:
+        """One pass over all rows; two where decoding alone is done by something faster."""
+        if not chunks:
+            logits, best = self._decode(rows)
+            return logits, best
+        if not rows or not getattr(self._decode, "serves", _never)(len(rows)):
+            return self.model(build_step(rows, chunks, self._cache, self._table)), None
+        decoded = self._decode(rows)[0]
+        prompted = self.model(build_step([], chunks, self._cache, self._table))
+        return torch.cat((decoded, prompted)), None
+
+    def _emit(
+        self, wanting: list[Sequence], logits: torch.Tensor, best: list[int] | None, sink: Sink
+    ) -> None:
         """Choose tokens, and hand them out."""
-        tokens = sample(logits, [Wish(s.sampling, s.seed, s.generated) for s in wanting])
+        if best is not None and all(s.sampling.temperature <= 0 for s in wanting):
+            tokens = best
+        else:
+            tokens = sample(logits, [Wish(s.sampling, s.seed, s.generated) for s in wanting])
         wished = _logprobs(wanting, logits, tokens)
         for sequence, token in zip(wanting, tokens, strict=True):
             self._count(sequence)
@@ -189,6 +244,10 @@ class EngineCore:
             if isinstance(error, EngineError):
                 raise
             raise EngineError(f"{directory}: the model does not load on {self.device}: {error}") from error
+
+
+def _never(rows: int) -> bool:  # noqa: ARG001
+    return False
 
 
 def _logprobs(

@@ -18,7 +18,7 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from torch import nn
@@ -45,6 +45,9 @@ from loop.contracts.engine import (
     Tokenizer,
     TokenLogprob,
 )
+
+if TYPE_CHECKING:
+    from execution.live.service import ExecutionEvolution
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -80,6 +83,7 @@ class TorchEngine:
         self._by_sequence: dict[Sequence, Stream] = {}
         self._idle: list[asyncio.Future[None]] = []  # who waits for nothing to be in flight
         self._events: list[Event] = []  # of the step under way; the step thread's
+        self._evolution: ExecutionEvolution | None = None
 
     # ---- Engine ----
 
@@ -118,6 +122,10 @@ class TorchEngine:
             block_tokens=core.block_tokens,
             features=FEATURES if core.room.prefix_tokens else FEATURES - {EngineFeature.PREFIX_CACHE},
         )
+        if self._options.evolve_execution:
+            from execution.live.service import evolve_engine  # noqa: PLC0415 it knows this module
+
+            self._evolution = evolve_engine(self, core, self._spec, self._options)
 
     async def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
         """Outputs of one request; see Engine."""
@@ -176,6 +184,9 @@ class TorchEngine:
     async def stop(self) -> None:
         """End everything in flight (EngineCrashedError) and free all."""
         self._stopping = True
+        evolution, self._evolution = self._evolution, None
+        if evolution is not None:
+            await asyncio.get_running_loop().run_in_executor(None, evolution.close)
         self._gone = self._gone or "the engine was stopped"
         with self._condition:
             self._condition.notify()
@@ -186,6 +197,15 @@ class TorchEngine:
         self._core = None
 
     # ---- Replacing parts of the model ----
+
+    @property
+    def core(self) -> EngineCore:
+        """What the step thread runs; to be touched by `between_steps` alone. Known after `start`."""
+        return self._alive()
+
+    async def execution(self) -> dict[str, Any]:
+        """What execution has evolved: hot paths, what is in force, what was refused (with `evolve_execution`)."""
+        return {} if self._evolution is None else self._evolution.report()
 
     async def modules(self) -> dict[str, nn.Module]:
         """All parts of the model by name (model.py says what each takes and gives)."""
@@ -198,7 +218,8 @@ class TorchEngine:
         """
         return await self._ask(lambda core: core.replace_module(name, module, same_function=same_function))
 
-    async def _ask(self, question: Callable[[EngineCore], T]) -> T:
+    def between_steps(self, question: Callable[[EngineCore], T]) -> Future[T]:
+        """Have the step thread call this before its next step; may be called from any thread."""
         self._alive()
         answer: Future[T] = Future()
 
@@ -209,7 +230,10 @@ class TorchEngine:
                 answer.set_exception(error)
 
         self._send(run)
-        return await asyncio.wrap_future(answer)
+        return answer
+
+    async def _ask(self, question: Callable[[EngineCore], T]) -> T:
+        return await asyncio.wrap_future(self.between_steps(question))
 
     # ---- Event loop's side ----
 

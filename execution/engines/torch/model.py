@@ -15,8 +15,10 @@
     layers.I.mlp.down              [rows, intermediate]                      [rows, hidden]
     norm                           x [rows, hidden]                          [rows, hidden]
     head                           normed x [rows, hidden]                   logits [rows, vocabulary]
+    decode                         rows that decode (decode.py)              logits [rows, vocabulary], tokens or None
 
-A module may write to nothing but its own new tensors (`layers.I.attention` also writes KV). Weights that work
+A module may write to nothing but its own new tensors (`layers.I.attention` and `decode` also write KV). `decode` is
+a whole step without prompts, through all of the others unless it is replaced. Weights that work
 together are stored together (qkv; gate and up), query and key rows are in pairs (rope.py), and the weight of each
 norm is folded into the projection behind it, so that a norm is x / rms(x) alone; tied embeddings keep theirs.
 """

@@ -35,6 +35,16 @@ class TorchOptions:
     max_lanes: int = 0
     """Requests that can ever run at once, so the most that `max_num_seqs` may become; 0: 256, or more if the first
     limits ask for more; on a GPU as many as memory has room for."""
+    evolve_execution: bool = False
+    """Find what is hot, compile something faster in the background, and swap it in while serving (execution.live)."""
+    int8: bool = False
+    """With `evolve_execution`: decode with int8 weights. Changes answers a little; prompts are read in full precision."""
+    compile_budget: int = 60
+    """CPU seconds a minute that compilers may take in the background."""
+    execution_cache: str = ""
+    """Folder of compiled artifacts, shared by all who use it; empty: the user's cache directory."""
+    execution_journal: str = ""
+    """File to which each step of the evolution is appended; empty: `journal.jsonl` beside the artifacts."""
     kv_memory_bytes: int = 0
     """What the automatic choices may use; 0: a quarter of free memory on CPU (8 GiB at most), 85 % on a GPU."""
 
@@ -50,6 +60,8 @@ def parse_options(given: Mapping[str, str | int | float | bool]) -> TorchOptions
     options = TorchOptions(**values)
     if options.dtype not in DTYPES:
         raise EngineError(f"torch engine: option dtype: one of {', '.join(DTYPES)}, not {options.dtype!r}")
+    if options.int8 and not options.evolve_execution:
+        raise EngineError("torch engine: option int8: it needs evolve_execution")
     if options.block_tokens < 1:
         raise EngineError(f"torch engine: option block_tokens: at least 1, not {options.block_tokens}")
     return options

@@ -1,0 +1,1 @@
+"""Parts of benchmarks.engine_evolution and benchmarks.compile: engines under load while their execution evolves."""

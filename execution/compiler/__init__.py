@@ -1,0 +1,1 @@
+"""From a function of tensors to a compiled kernel that is proven right and faster here (docs/compiler.md)."""
