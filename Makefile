@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## Replay a volatile day and watch the policy rewrite itself (three to four minutes)
 	@$(BIN)/autopoiesis loop replay --out $(OUT)
 
-serve: $(STAMP)  ## Serve a small model, live: engines, gateway, and evolution in the background
-	@$(BIN)/autopoiesis loop serve --out $(OUT)/serve
+serve: $(STAMP)  ## Serve a small model, live: engines, gateway, and evolution of policy and kernels in the background
+	@$(BIN)/autopoiesis loop serve --evolve-execution --out $(OUT)/serve
 
 vllm: $(VLLM)/.installed  ## vLLM for CPUs, in an environment of its own
 

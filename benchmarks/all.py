@@ -26,6 +26,15 @@ BENCHMARKS = (
     "gateway",
     "swap",
     "counterfactual",
+    "kernels",
+    "graphs",
+    "engine_evolution",
+    "compile",
+    "telemetry",
+    "cholesky",
+    "helix",
+    "dag",
+    "hetero",
 )
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 

@@ -17,7 +17,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
-        return place + self.message
+        return place + "\\n".join(self.message.splitlines())  # a name in it may hold a line break
 
 
 class ProfileError(ValueError):

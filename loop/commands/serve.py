@@ -89,6 +89,17 @@ def serve(
     evaluations: Annotated[
         int | None, typer.Option(min=1, help="Evaluations in the twin that a step of evolution may spend.")
     ] = None,
+    evolve_execution: Annotated[
+        bool | None,
+        typer.Option(
+            "--evolve-execution/--no-evolve-execution",
+            help="Torch engines compile what is hot in the background, prove it, and swap it in.",
+        ),
+    ] = None,
+    int8: Annotated[
+        bool | None,
+        typer.Option("--int8/--no-int8", help="With it: decode with int8 weights; answers change a little."),
+    ] = None,
     coefficients: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Of `profiles calibrate`. Default: OUT/coefficients.json.gz."),
@@ -127,6 +138,7 @@ def serve(
         "seed": seed,
         "out": out,
         "evolution": _given(enabled=evolution, evaluations=evaluations),
+        "execution": _given(evolve=evolve_execution, int8=int8),
     }
     with one_line_errors(), _users_errors():
         told = load_serving_config(config, flags)

@@ -27,6 +27,8 @@ EngineName = Literal["torch", "vllm", "simulated"]
 DEFAULT_MODEL = "tiny-llama"
 DEFAULT_SIMULATED_MODEL = "llama-3.1-8b"
 DEFAULT_PORT = 8000
+EXECUTION_JOURNAL = "execution.jsonl"
+"""In OUT: what torch engines compiled, swapped in and took back."""
 
 
 class ServingConfigError(ValueError):
@@ -96,6 +98,34 @@ class EvolutionConfigSection(Strict):
         )
 
 
+class ExecutionConfigSection(Strict):
+    """Whether torch engines make themselves faster while they serve."""
+
+    evolve: bool = False
+    """Find what is hot, compile it in the background, prove it, and swap it in."""
+    int8: bool = False
+    """Decode with int8 weights; answers change a little."""
+    compile_budget: int = Field(default=60, ge=1)
+    """CPU seconds a minute that compilers may take."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.int8 and not self.evolve:
+            raise ValueError("'int8' is what execution may evolve to: it needs 'evolve'")
+        return self
+
+    def options(self, out: str) -> dict[str, Option]:
+        """For a torch engine of a server that writes to `out`."""
+        if not self.evolve:
+            return {}
+        return {
+            "evolve_execution": True,
+            "int8": self.int8,
+            "compile_budget": self.compile_budget,
+            "execution_journal": str(Path(out) / EXECUTION_JOURNAL),
+        }
+
+
 class ServingConfig(Strict):
     """All of it. Times in seconds."""
 
@@ -147,6 +177,7 @@ class ServingConfig(Strict):
     """Folder of journal, live store and archive."""
     seed: int = 0
     evolution: EvolutionConfigSection = Field(default_factory=EvolutionConfigSection)
+    execution: ExecutionConfigSection = Field(default_factory=ExecutionConfigSection)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

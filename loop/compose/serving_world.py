@@ -152,7 +152,8 @@ def build_serving_world(config: ServingConfig, out: Path) -> ServingWorld:
 
 def _model(config: ServingConfig, given: ModelConfig, profiles: Path) -> ServedModel:
     engine = config.engine_of(given)
-    options = {**config.options, **given.options}
+    evolved = config.execution.options(config.out) if engine == "torch" else {}
+    options = {**evolved, **config.options, **given.options}
     process = (given.python or config.python, {**config.environment, **given.environment})
     if engine == "simulated":
         known = load_model(given.model)
