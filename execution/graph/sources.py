@@ -55,10 +55,10 @@ def open_source(name: str, inputs: Sequence[str] = (), *, seed: int = 0) -> Sour
             f"{name}: write package.module:attribute, a built-in model with a part (tiny-llama:layers.0.mlp), "
             f"a model directory with a part, or {MULTIMODAL}"
         )
-    return _with_inputs(name, _imported(head, part), inputs, seed)
+    return _with_inputs(name, _imported(head, part, seed), inputs, seed)
 
 
-def _imported(path: str, attribute: str) -> nn.Module:
+def _imported(path: str, attribute: str, seed: int) -> nn.Module:
     """A user's module. The working directory is looked at first, as `python -m` does."""
     if not re.fullmatch(r"\w+(\.\w+)*", path) or not re.fullmatch(r"\w+(\.\w+)*", attribute):
         raise SourceError(f"{path}:{attribute}: write package.module:attribute")
@@ -73,13 +73,15 @@ def _imported(path: str, attribute: str) -> nn.Module:
         if not hasattr(found, step):
             raise SourceError(f"{path} has nothing called {attribute!r}")
         found = getattr(found, step)
-    return _made(f"{path}:{attribute}", found)
+    return _made(f"{path}:{attribute}", found, seed)
 
 
-def _made(name: str, found: Any) -> nn.Module:
-    from torch import nn  # noqa: PLC0415 a command's help needs no torch
+def _made(name: str, found: Any, seed: int) -> nn.Module:
+    import torch  # noqa: PLC0415 a command's help needs no torch
+    from torch import nn  # noqa: PLC0415
 
     if not isinstance(found, nn.Module) and callable(found):
+        torch.manual_seed(seed)  # the same weights each time
         try:
             found = found()
         except Exception as error:  # a user's factory may raise anything
