@@ -223,6 +223,11 @@ class _DistantEvolution(Evolution):
         self._state: Observation | None = None
 
     @property
+    def past(self) -> tuple[PastWindow, ...]:
+        """The windows that came with the questions."""
+        return self._windows
+
+    @property
     def now(self) -> Observation | None:
         """The state that came with the latest question."""
         return self._state
