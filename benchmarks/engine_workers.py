@@ -10,12 +10,14 @@ that has the engine, so it imports nothing else.
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,15 @@ Prompts = list[list[int]]
 Round = Callable[[Prompts, int], tuple[list[list[int]], int]]
 """(prompts, tokens for each) to (answers, steps; 0: not told)."""
 MAX_MODEL_LEN, MAX_BATCHED_TOKENS = 2048, 2048
+EVOLVE_STREAMS = (1, 4, 16, 64)
+EVOLVE_S = 240.0
+"""What execution may take to evolve."""
 
 
 @contextmanager
-def torch_engine(directory: str, threads: int, max_streams: int) -> Iterator[Round]:
-    """Ours, through its port: every token is streamed to a reader, as text too."""
+def torch_engine(directory: str, threads: int, max_streams: int, *, evolved: bool = False) -> Iterator[Round]:
+    """Ours, through its port: every token is streamed to a reader, as text too. `evolved`: it serves until execution
+    has nothing more to compile, and then watches on."""
     from execution.engines.torch import TorchEngine  # noqa: PLC0415
     from loop.contracts.engine import EngineLimits, EngineRequest, EngineSpec, SamplingParams  # noqa: PLC0415
 
@@ -37,6 +43,7 @@ def torch_engine(directory: str, threads: int, max_streams: int) -> Iterator[Rou
         "dtype": "float32",
         "device": "cpu",
         "prefix_cache": False,
+        "evolve_execution": evolved,
     }
     engine = TorchEngine(EngineSpec("torch", directory, limits=limits, options=options))
 
@@ -52,8 +59,18 @@ def torch_engine(directory: str, threads: int, max_streams: int) -> Iterator[Rou
         answers = await asyncio.gather(*(read(i, prompt, max_tokens) for i, prompt in enumerate(prompts)))
         return answers, (await engine.stats()).steps - before
 
+    async def evolve() -> None:
+        until_s = time.monotonic() + EVOLVE_S
+        for number in itertools.count():
+            state = str((await engine.execution())["state"])
+            if state == "watching" or state.startswith("ended") or time.monotonic() > until_s:
+                return
+            await serve([[1 + i] * 16 for i in range(EVOLVE_STREAMS[number % len(EVOLVE_STREAMS)])], 64)
+
     with asyncio.Runner() as runner:
         runner.run(engine.start())
+        if evolved:
+            runner.run(evolve())
         yield lambda prompts, max_tokens: runner.run(serve(prompts, max_tokens))
         runner.run(engine.stop())
 
@@ -154,8 +171,9 @@ def transformers_generate(directory: str, threads: int, max_streams: int) -> Ite
     yield serve
 
 
-SYSTEMS = {
+SYSTEMS: dict[str, Callable[[str, int, int], AbstractContextManager[Round]]] = {
     "torch": torch_engine,
+    "torch_evolved": functools.partial(torch_engine, evolved=True),
     "vllm": vllm_engine,
     "transformers_cb": transformers_continuous,
     "transformers_generate": transformers_generate,
