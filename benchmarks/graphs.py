@@ -51,7 +51,7 @@ from benchmarks.graphing.stream import (
     make_stream,
     phase_rows,
     race,
-    reader,
+    serving,
     settle,
 )
 from benchmarks.graphing.towers import CASES, tower_rows
@@ -171,7 +171,7 @@ def _stream(options: Options, threads: int, rows: list[Row], targets: list[Targe
             with torch.no_grad():
                 for batch in stream:  # every shape and mix, so that nothing compiles while it is timed
                     statics[-1].call(*batch)
-    with RegimeModule(model, reader(), recipes=recipes, site=site) as served:
+    with serving(model, recipes, site) as served:
         lanes = [*statics, Lane("by regime", served, [])]
         for turn in (0, 1):
             race(lanes, stream, turn=turn)

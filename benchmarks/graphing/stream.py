@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.graphing.timing import median
 from execution.regimes.builder import Site, build
-from execution.regimes.module import Budget, RegimeModule
+from execution.regimes.module import RegimeModule
 from execution.regimes.multimodal import MODALITIES, SEQUENCES, MultiModalAnalysis, sample_batch
 from execution.regimes.recipe import PRUNED, BuildError, Recipe, find, module_key, open_artifact
 from execution.regimes.regime import MaskedBatch, Regime
@@ -34,11 +34,11 @@ def reader() -> MaskedBatch:
 
 
 RECIPES = (
-    Recipe("pruned", f"{PRUNED},memory_order(beam=4, states=100)"),
     Recipe("pruned and merged", f"{PRUNED},horizontal,memory_order(beam=4, states=100)"),
     Recipe("pruned and merged, compiled", f"{PRUNED},horizontal", "inductor"),
 )
-QUICK_RECIPES = RECIPES[:2]
+STAND_IN = "skips what is absent"
+QUICK_RECIPES = RECIPES[:1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +221,17 @@ def phase_rows(lanes: Sequence[Lane], calls_per_phase: int, label: str, threads:
     return rows
 
 
+def serving(model: MultiModalAnalysis, recipes: Sequence[Recipe], site: Site) -> RegimeModule:
+    """The module by regimes; where nothing is known, the forward that skips what is absent stands in."""
+    return RegimeModule(model, reader(), general={STAND_IN: Branching(model)}, recipes=recipes, site=site)
+
+
 @dataclass(frozen=True, slots=True)
 class Settling:
     """How a new mix came to its variant."""
 
     first_better_s: float
-    """Until a variant other than the original was in force."""
+    """Until a variant better than the stand-in was in force."""
     settled_s: float
     """Until the last variant that held was in force, everything built and tried."""
     holder: str
@@ -237,14 +242,12 @@ def settle(
     model: MultiModalAnalysis, batch: Batch, site: Site, recipes: Sequence[Recipe], limit_s: float
 ) -> Settling:
     """One new mix, call after call, until all variants are built and tried, or the limit."""
-    with RegimeModule(
-        model, reader(), recipes=recipes, site=site, budget=replace(Budget(), seen=2)
-    ) as served:
+    with serving(model, recipes, site) as served:
         regime = served.reader.read(batch)
         assert regime is not None  # noqa: S101 the stream's batches are all known
         started_s = time.perf_counter()
         first = last = float("nan")
-        holder, calls = "original", 0
+        holder, calls = served.holder(regime), 0
         while time.perf_counter() - started_s < limit_s:
             served(*batch)
             calls += 1

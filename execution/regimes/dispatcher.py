@@ -4,7 +4,8 @@
     name = state.choose()               # under a microsecond, mostly
     state.learn(name, seconds)
 
-Every variant is tried a few times when it arrives. Afterwards one is tried again when it may be better (its lower
+Every variant is tried when it arrives, until it is known to be better or worse than the best: one call may show it,
+`trials` calls always do. Afterwards one is tried again when it may be better (its lower
 confidence bound is below the holder's mean) and the *regret budget* allows: the seconds lost to trials stay below a
 share of the seconds spent. A challenger takes over only when it is faster by a margin and by its uncertainty
 (hysteresis). Drift of the holder's cost makes all costs uncertain again.
@@ -26,13 +27,17 @@ class Policy:
     """How much is tried, and when a change is worth it."""
 
     trials: int = 4
-    """Calls of a new variant before it is judged; the very first, which warms up, is not counted."""
+    """Calls of a new variant at most before it is judged; the very first, which warms up, is not counted."""
+    least: int = 2
+    """Calls of a challenger and of the holder before the one may take over from the other."""
     regret_share: float = 0.02
     """Of the regime's time that later trials may lose."""
     gain: float = 0.03
     """Least advantage for which a change is made."""
     confidence: float = 1.5
     """Standard errors by which a challenger must lead."""
+    hopeless: float = 2.0
+    """Standard errors by which a variant must trail for its trials to end early."""
     gap: int = 16
     """Calls between two looks at whether to try something."""
 
@@ -83,31 +88,46 @@ class RegimeState:
         if name != self.holder:
             self._judge(name, seconds)
 
-    def arrive(self, name: str) -> None:
-        """A new variant, to be tried."""
+    def arrive(self, name: str, *, warm: bool = False) -> None:
+        """A new variant, to be tried; `warm`: it has run here before, so that its first call counts."""
         if name not in self.dropped and name not in self.estimates:
             self.estimates[name] = Estimate()
             self._wait = 0
+            if warm:
+                self._warm.add(name)
 
     def drop(self, name: str, reason: str) -> None:
-        """Never again; the original takes over where the variant held."""
+        """Never again; the best of the others takes over where the variant held, or else the original."""
         if name == ORIGINAL:
             return
         self.dropped[name] = reason
         self.estimates.pop(name, None)
         if self.holder == name:
             self.holder = self._best()
+            self.estimates.setdefault(self.holder, Estimate())
         self._note(f"dropped {name}", reason)
 
     @property
     def settled(self) -> bool:
         """Whether every variant has had its trials."""
-        return all(estimate.count >= self.policy.trials for estimate in self.estimates.values())
+        return not self._untried()
+
+    def _untried(self) -> list[str]:
+        """Names of which too little is known, the holder first, then those with the fewest calls."""
+        best = min(self.estimates.values(), key=lambda estimate: estimate.seconds)
+        found = []
+        for name, estimate in self.estimates.items():
+            enough = self.policy.trials
+            if estimate is not best and faster(best, estimate, gain=0.0, confidence=self.policy.hopeless):
+                enough = 1
+            if estimate.count < enough:
+                found.append(name)
+        return sorted(found, key=lambda name: (self.estimates[name].count, name != self.holder))
 
     def _look(self) -> str:
-        fewest = min(self.estimates, key=lambda name: self.estimates[name].count)
-        if self.estimates[fewest].count < self.policy.trials:
-            return fewest
+        self._contest(min(self.estimates, key=lambda name: self.estimates[name].seconds))
+        if untried := self._untried():
+            return untried[0]
         self._wait = self.policy.gap
         holder = self.estimates[self.holder]
         hopeful, promise = "", holder.seconds
@@ -118,15 +138,22 @@ class RegimeState:
                 hopeful, promise = name, low
         if not hopeful:
             return self.holder
+        if self.estimates[hopeful].seconds < holder.seconds:  # likely better: by turns until it is known
+            self._wait = 1
         loss_s = max(0.0, self.estimates[hopeful].seconds - holder.seconds)
-        if self.regret_s + loss_s > self.policy.regret_share * self.spent_s:
+        if loss_s and self.regret_s + loss_s > self.policy.regret_share * self.spent_s:
             return self.holder
         return hopeful
 
     def _judge(self, name: str, seconds: float) -> None:
-        holder, challenger = self.estimates[self.holder], self.estimates[name]
+        holder = self.estimates[self.holder]
         self.regret_s += max(0.0, seconds - holder.seconds) if holder.count else 0.0
-        if challenger.count < self.policy.trials or holder.count < self.policy.trials:
+        self._contest(name)
+
+    def _contest(self, name: str) -> None:
+        """The name takes over if it is known to be better."""
+        holder, challenger = self.estimates[self.holder], self.estimates[name]
+        if name == self.holder or min(challenger.count, holder.count) < self.policy.least:
             return
         if faster(challenger, holder, gain=self.policy.gain, confidence=self.policy.confidence):
             why = f"{_ms(challenger)} against {_ms(holder)} of {self.holder}, {challenger.count} calls"
@@ -141,7 +168,7 @@ class RegimeState:
         self._note("drift", f"{name} now takes {_ms(self.estimates[name])}: all are tried again")
 
     def _best(self) -> str:
-        known = {name: e for name, e in self.estimates.items() if e.count >= self.policy.trials}
+        known = {name: e for name, e in self.estimates.items() if e.count}
         return min(known, key=lambda name: known[name].mean) if known else ORIGINAL
 
     def _note(self, what: str, why: str) -> None:

@@ -4,28 +4,31 @@
     answer = served(*inputs)             # the model's, within the stated tolerance
     print(served.explain())
 
-The original answers whatever is unknown: other inputs than the reader knows, regimes without variants yet. Variants are
-built in the background once a regime has been seen a few times, hot regimes first. One that raises, or whose answer
-differs from the original's when it is checked, is dropped with the reason; the caller gets the original's answer.
+The original answers whatever the reader does not know. A regime that has no variant yet is served by the stand-in: the
+first of the `general` variants, else the original. Variants are built in the background once a regime has been seen a
+few times, hot regimes first. One that raises, or whose answer differs from the original's, is dropped with the reason.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from execution.regimes.builder import Builder, Site
+from execution.regimes.builder import Site
 from execution.regimes.dispatcher import ORIGINAL, Policy, RegimeState, ranking
+from execution.regimes.estimate import Estimate
 from execution.regimes.planner import build_order
-from execution.regimes.recipe import BuildError, Built, Recipe, Run, find, module_key, open_artifact
+from execution.regimes.prior import Prior
+from execution.regimes.recipe import Recipe, Run
 from execution.regimes.regime import Reader, Regime
+from execution.regimes.supply import Answer, Arrival, Place, Supply
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +50,10 @@ class Checks:
     """How often a variant's answer is compared with the original's."""
 
     every: int = 256
-    """Calls of a variant in a regime; the first is always compared."""
-
-
-@dataclass(slots=True)
-class _Place:
-    """A regime with its variants."""
-
-    regime: Regime
-    state: RegimeState
-    runs: dict[str, Run]
-    unchecked: dict[str, int]
-    """Calls until the next comparison, by variant."""
-    examples: list[list[Tensor]] = field(default_factory=list)
-    recipes: list[Recipe] = field(default_factory=list)
-    """Not yet built."""
-    building: bool = False
-    first_seen_s: float = 0.0
+    """Calls of a variant in a regime."""
+    beside: bool = True
+    """Whether samples are compared by a helper thread; else within the call, before the answer is given. What is
+    built is compared before its first answer either way, and so is the first answer of each general variant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +82,10 @@ class RegimeModule(nn.Module):
         checks: Checks | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`general`: variants that are right for every regime. `recipes` need a `site` to be built in."""
+        """`general`: variants that are right for every regime; the first of them stands in where nothing is known.
+
+        `recipes` need a `site` to be built in.
+        """
         super().__init__()
         if recipes and site is None:
             raise ValueError("recipes are given, but no site to build them in: pass Site(folder)")
@@ -102,27 +95,24 @@ class RegimeModule(nn.Module):
         self.policy, self.budget, self.checks = policy or Policy(), budget or Budget(), checks or Checks()
         self.events: deque[Event] = deque(maxlen=1000)
         self._general = dict(general or {})
+        self._vouched: set[str] = set()
+        self._stand_in = next(iter(self._general), ORIGINAL)
         self._recipes = build_order(recipes)
         self._clock = clock
-        self._places: dict[Regime, _Place] = {}
-        self._builder = Builder(original, self.site) if recipes else None
-        self._weights = {**dict(original.named_parameters()), **dict(original.named_buffers())}
-        self._arrivals: deque[tuple[_Place, Built | None, Run | None, str, Recipe]] = deque()
-        self._building = 0
-        self._key = module_key(original, self.site.threads) if recipes else ""
-        # One thread waits for the builder, the other opens what is found: neither start-up nor loading stalls a call.
-        self._helpers = ThreadPoolExecutor(2, "regimes") if recipes else None
+        self._places: dict[Regime, Place] = {}
+        self._prior = Prior()
+        self._supply = Supply(original, self._recipes, self.site, self._prior)
         self._built_s = 0.0
 
     @torch.no_grad()
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> Answer:
         """The original's answer, or a variant's."""
         regime = self.reader.read(inputs)
         if regime is None:
-            answer: tuple[Tensor, ...] = self.original(*inputs)
+            answer: Answer = self.original(*inputs)
             return answer
-        place = self._places.get(regime) or self._meet(regime)
-        if self._arrivals:
+        place = self._places.get(regime) or self._meet(regime, inputs)
+        if self._supply.arrivals or self._supply.findings:
             self._welcome()
         if place.recipes and not place.building:
             self._consider(place, inputs)
@@ -135,11 +125,11 @@ class RegimeModule(nn.Module):
             return answer
         return self._by_variant(place, name, inputs)
 
-    def _by_variant(self, place: _Place, name: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _by_variant(self, place: Place, name: str, inputs: Sequence[Tensor]) -> Answer:
         started_s = self._clock()
         try:
             if name in self._general:
-                answer: tuple[Tensor, ...] = tuple(place.runs[name](*inputs))
+                answer: Answer = tuple(place.runs[name](*inputs))
             else:
                 made = place.runs[name](*self.reader.fit(inputs, place.regime))
                 answer = self.reader.trim(tuple(made), inputs)
@@ -151,8 +141,16 @@ class RegimeModule(nn.Module):
         if left > 0:
             place.unchecked[name] = left - 1
             return answer
+        return self._checked(place, name, inputs, answer)
+
+    def _checked(self, place: Place, name: str, inputs: Sequence[Tensor], answer: Answer) -> Answer:
         place.unchecked[name] = self.checks.every
-        reference: tuple[Tensor, ...] = self.original(*inputs)
+        if self.checks.beside and name in self._vouched:
+            if not self._supply.audit(place, name, inputs, answer):
+                place.unchecked[name] = 0
+            return answer
+        self._vouched.add(name)
+        reference: Answer = self.original(*inputs)
         worst = self.site.tolerance.worst(answer, reference)
         if worst > 1:
             return self._fallen(place, name, f"wrong: {worst:.3g} times the tolerance", inputs, reference)
@@ -160,89 +158,97 @@ class RegimeModule(nn.Module):
 
     def _fallen(
         self,
-        place: _Place,
+        place: Place,
         name: str,
         reason: str,
         inputs: Sequence[Tensor],
-        reference: tuple[Tensor, ...] | None = None,
-    ) -> tuple[Tensor, ...]:
+        reference: Answer | None = None,
+    ) -> Answer:
+        self._drop(place, name, reason)
+        answer: Answer = self.original(*inputs) if reference is None else reference
+        return answer
+
+    def _drop(self, place: Place, name: str, reason: str) -> None:
         place.state.drop(name, reason)
         place.runs.pop(name, None)
         self._note(place.regime, f"dropped {name}", reason)
-        answer: tuple[Tensor, ...] = self.original(*inputs) if reference is None else reference
-        return answer
+        if place.shelved and not place.building:  # not hopeless any more, perhaps
+            place.recipes += place.shelved
+            place.shelved = []
 
-    def _meet(self, regime: Regime) -> _Place:
-        place = _Place(regime, RegimeState(self.policy), dict(self._general), {}, first_seen_s=self._clock())
-        for name in self._general:
-            place.state.arrive(name)
-        if self._builder is not None and len(self._places) < self.budget.regimes:
-            place.building = True  # until it is known what the store has
-            assert self._helpers is not None  # noqa: S101 recipes come with helpers
-            self._helpers.submit(self._look_up, place)
+    def _meet(self, regime: Regime, inputs: Sequence[Tensor]) -> Place:
+        names = [ORIGINAL, *self._general]
+        hopeful = [name for name in names if name == self._stand_in or not self._prior.hopeless(name, names)]
+        state = RegimeState(self.policy, self._stand_in, {name: Estimate() for name in hopeful})
+        place = Place(regime, state, dict(self._general), {}, first_seen_s=self._clock())
+        if self._recipes and len(self._places) < self.budget.regimes:
+            self._record(place, inputs)
+            self._supply.look_up(place, hopeful)
         self._places[regime] = place
-        self._note(regime, "new regime", "first seen; the original and what is general serve")
+        self._note(regime, "new regime", f"first seen; {self._stand_in} serves")
         return place
 
-    def _consider(self, place: _Place, inputs: Sequence[Tensor]) -> None:
-        """Record examples, and build when the regime is the hottest of those that wait."""
+    def _record(self, place: Place, inputs: Sequence[Tensor]) -> None:
         if len(place.examples) < self.budget.examples:
             place.examples.append([value.clone() for value in self.reader.fit(inputs, place.regime)])
-        if place.state.calls + 1 < self.budget.seen or self._building or self._built_s > self.budget.build_s:
+
+    def _consider(self, place: Place, inputs: Sequence[Tensor]) -> None:
+        """Record examples, and build when the regime is the hottest of those that wait."""
+        if place.state.calls:
+            self._record(place, inputs)
+        pending = self._supply.pending
+        if place.state.calls + 1 < self.budget.seen or pending or self._built_s > self.budget.build_s:
             return
         waiting = [p for p in self._places.values() if p.recipes and not p.building and p.examples]
         # All get what is quick to build before any gets what is slow; then by the time spent in the regime.
         hottest = min(waiting, key=lambda p: (p.recipes[0].back_end != "eager", -p.state.spent_s))
-        self._build(hottest)
-
-    def _build(self, place: _Place) -> None:
-        assert self._helpers is not None  # noqa: S101 recipes come with helpers
-        recipe = place.recipes.pop(0)
-        place.building = True
-        self._building += 1
-        self._helpers.submit(self._make, place, recipe)
-
-    def _look_up(self, place: _Place) -> None:
-        """In a helper's thread: open what the store has for the regime; the rest is to be built."""
-        missing = []
-        for recipe in self._recipes:
-            built = find(recipe, place.regime, self._key, self.site.store)
-            if built is None:
-                missing.append(recipe)
-                continue
-            try:
-                self._arrivals.append((place, built, open_artifact(built, self._weights), "", recipe))
-            except BuildError:  # torn or of another machine: built again
-                missing.append(recipe)
-        place.recipes = missing
-        place.building = False
-
-    def _make(self, place: _Place, recipe: Recipe) -> None:
-        """In a helper's thread: have it built, open it, and leave it for the next call."""
-        built, run, why = None, None, ""
-        try:
-            assert self._builder is not None  # noqa: S101 recipes come with a builder
-            built = self._builder.submit(recipe, place.regime, place.examples).result()
-            run = open_artifact(built, self._weights)
-        except BaseException as error:  # noqa: BLE001 a dead child, a refused recipe, a torn file: all are reasons
-            why = str(error) or type(error).__name__
-        self._arrivals.append((place, built, run, why, recipe))
-        place.building = False
-        self._building -= 1
+        self._supply.make(hottest)
 
     def _welcome(self) -> None:
-        while self._arrivals:
-            place, built, run, why, recipe = self._arrivals.popleft()
-            if built is None or run is None:
-                place.state.dropped[recipe.name] = why
-                self._note(place.regime, f"refused {recipe.name}", why)
+        """One arrival a call, since each is run once before it may answer."""
+        while self._supply.findings:
+            found = self._supply.findings.popleft()
+            if found.name in found.place.runs:
+                self._drop(found.place, found.name, found.why)
+        if self._supply.arrivals:
+            self._accept(self._supply.arrivals.popleft())
+
+    def _accept(self, arrival: Arrival) -> None:
+        place, built, run, name = arrival.place, arrival.built, arrival.run, arrival.recipe.name
+        why = arrival.why if built is None or run is None else self._faults(place, run)
+        if built is None or run is None or why:
+            place.state.drop(name, why)
+            self._note(place.regime, f"refused {name}", why)
+            return
+        self._built_s += 0.0 if built.cached else built.build_s
+        place.runs[name] = run
+        place.unchecked[name] = self.checks.every
+        self._vouched.add(name)
+        self._learn(place)
+        place.state.arrive(name, warm=True)
+        how = "found" if built.cached else "built"
+        told = f"{how} in {built.build_s:.1f} s; {built.operations} operations; {built.predicted_s * 1e3:.3g} ms predicted"
+        self._note(place.regime, f"arrived {name}", told)
+
+    def _faults(self, place: Place, run: Run) -> str:
+        """Run a new variant on a recorded input: it warms up, and shows here too that it answers as it should."""
+        assert place.reference is not None  # noqa: S101 computed before anything arrives
+        try:
+            worst = self.site.tolerance.worst(tuple(run(*place.examples[0])), place.reference)
+        except Exception as error:  # noqa: BLE001 whatever it raises is the reason
+            told = str(error).strip().splitlines() or [""]
+            return f"raised {type(error).__name__}: {told[0][:160]}"
+        return f"wrong: {worst:.3g} times the tolerance" if worst > 1 else ""
+
+    def _learn(self, place: Place) -> None:
+        """Tell the prior what every regime but this one has found."""
+        for other in self._places.values():
+            base = other.state.estimates.get(self._stand_in)
+            if other is place or base is None or not base.count:
                 continue
-            self._built_s += 0.0 if built.cached else built.build_s
-            place.runs[recipe.name] = run
-            place.state.arrive(recipe.name)
-            how = "found" if built.cached else "built"
-            told = f"{how} in {built.build_s:.1f} s; {built.operations} operations; {built.predicted_s * 1e3:.3g} ms predicted"
-            self._note(place.regime, f"arrived {recipe.name}", told)
+            for name, estimate in other.state.estimates.items():
+                if estimate.count:
+                    self._prior.learn(other.regime, name, math.log(estimate.seconds / base.seconds))
 
     def holder(self, regime: Regime) -> str:
         """Name of the variant in force."""
@@ -258,7 +264,7 @@ class RegimeModule(nn.Module):
         """Whether nothing is being built and nothing waits to be."""
         budget = self._built_s <= self.budget.build_s
         waiting = budget and any(p.recipes or p.building for p in self._places.values())
-        return not self._building and not self._arrivals and not waiting
+        return not self._supply.pending and not self._supply.arrivals and not waiting
 
     def explain(self, regime: Regime | None = None) -> str:
         """For each regime: who holds, what each variant costs, what was dropped, and the last changes."""
@@ -282,11 +288,8 @@ class RegimeModule(nn.Module):
         return "\n".join(lines)
 
     def close(self) -> None:
-        """End the builder."""
-        if self._builder is not None:
-            self._builder.close()
-        if self._helpers is not None:
-            self._helpers.shutdown(wait=False, cancel_futures=True)
+        """End the builder and the helpers."""
+        self._supply.close()
 
     def __enter__(self) -> RegimeModule:
         return self

@@ -121,3 +121,21 @@ def test_leads_need_a_margin(lead: float, expected: bool) -> None:
         holder.add(1e-3 * lead)
         challenger.add(1e-3)
     assert faster(challenger, holder, gain=0.03, confidence=1.5) is expected
+
+
+def test_what_is_far_behind_is_tried_once() -> None:
+    world = World({ORIGINAL: 10e-3, "bad": 100e-3}, noise=0.05)
+    state = _state("bad")
+    world.play(state, 60)
+    assert world.ran.count("bad") == 2  # the first warms up
+    assert state.settled
+
+
+def test_the_last_word_may_be_the_holders() -> None:
+    """A challenger has all its trials before the holder has any: it takes over once the holder's cost is known."""
+    world = World({ORIGINAL: 10e-3, "good": 3e-3}, noise=0.05)
+    state = _state("good")
+    for _ in range(4):
+        state.learn("good", 3e-3)
+    world.play(state, 12)
+    assert state.holder == "good"

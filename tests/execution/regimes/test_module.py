@@ -92,7 +92,7 @@ def test_the_first_answer_is_compared() -> None:
 def test_a_variant_that_goes_wrong_later_is_found_by_samples() -> None:
     model = TwoParts()
     wrong = Wrong(model, good=3)
-    served = RegimeModule(model, _reader(), general={"wrong": wrong}, checks=Checks(every=2))
+    served = RegimeModule(model, _reader(), general={"wrong": wrong}, checks=Checks(every=2, beside=False))
     for _ in range(60):
         served(*_batch())
     assert "wrong" in next(iter(served.states().values())).dropped
@@ -140,6 +140,47 @@ def test_tolerance_knows_nan_inf_shapes_and_types() -> None:
     assert tolerance.worst((one[:2],), (one,)) == float("inf")
     assert tolerance.worst((one.double(),), (one,)) == float("inf")
     assert tolerance.worst((), (one,)) == float("inf")
+
+
+@torch.no_grad()
+def test_what_is_wrong_only_later_is_found_beside_the_calls() -> None:
+    model = TwoParts()
+    wrong = Wrong(model, good=3)
+    served = RegimeModule(model, _reader(), general={"wrong": wrong}, checks=Checks(every=0))
+    with served:
+        for _ in range(10_000):
+            served(*_batch())
+            state = next(iter(served.states().values()))
+            if "wrong" in state.dropped:
+                break
+            time.sleep(0.001)  # the helper's turn
+        assert "times the tolerance" in state.dropped["wrong"]
+        assert served.holder(Regime(2, 0, "10")) == ORIGINAL
+        assert torch.equal(served(*_batch())[0], model(*_batch())[0])
+
+
+def test_the_first_general_variant_stands_in() -> None:
+    model = TwoParts()
+    served = RegimeModule(model, _reader(), general={"same": model}, clock=Ticks())
+    served(*_batch())
+    assert served.holder(Regime(2, 0, "10")) == "same"
+
+
+@torch.no_grad()
+def test_what_the_store_has_is_opened_and_compared_before_it_answers(tmp_path: Path) -> None:
+    model, regime = TwoParts(), Regime(2, 0, "10")
+    recipes = (Recipe("pruned", "known_columns(columns='{mix}')"), Recipe("whole"))
+    for recipe in recipes:
+        build(model, recipe, regime, [_batch()], Site(tmp_path))
+    with RegimeModule(model, _reader(), recipes=recipes, site=Site(tmp_path)) as served:
+        for seed in range(10_000):
+            batch = _batch(seed=seed)
+            assert served.site.tolerance.worst(served(*batch), model(*batch)) <= 1
+            if {"pruned", "whole"} <= set(served.states()[regime].estimates):
+                break
+            time.sleep(0.001)  # the helper's turn
+        told = {event.what for event in served.events}
+        assert {"arrived pruned", "arrived whole"} <= told
 
 
 def test_recipes_are_built_proven_and_found_again(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def test_what_is_absent_has_no_say(model: MultiModalAnalysis) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mix", ["00100", "11000", "00011", "11111"])
+@pytest.mark.parametrize(
+    "mix", ["00100", *(pytest.param(mix, marks=pytest.mark.slow) for mix in ("11000", "00011", "11111"))]
+)
 @torch.no_grad()
 def test_pruned_graphs_answer_alike(model: MultiModalAnalysis, graph: Graph, mix: str) -> None:
     batch = _batch(mix, mix, seed=3)
@@ -63,6 +65,7 @@ def test_pruned_graphs_answer_alike(model: MultiModalAnalysis, graph: Graph, mix
         assert len(pruned.calls) < 0.6 * len(graph.calls)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_branching_peer_answers_alike(model: MultiModalAnalysis) -> None:
     for mix in ("00100", "11000", "01011"):
