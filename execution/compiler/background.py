@@ -5,8 +5,8 @@
     outcome = job.result()              # or: await job.wait()
     background.pause(); background.resume(); background.close()
 
-One job runs at a time, in a helper process (execution.compiler.process) that is kept for the next. Helpers run at the
-lowest priority, are halted while paused and when their CPU seconds are spent, and are killed with all that they started
+One job runs at a time, in a helper process (execution.compiler.process) that is kept for the next. Helpers run at low
+priority, are halted while paused and when their CPU seconds are spent, and are killed with all that they started
 when they take too long or too much memory. Nothing that happens to them is raised here: it is an Outcome.
 """
 

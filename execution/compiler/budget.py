@@ -21,9 +21,9 @@ class Budget:
     """Of all processes of one job; beyond they are killed."""
     idle_s: float = 60.0
     """A helper process without work ends after this."""
-    priority: Literal["idle", "low"] = "idle"
-    """`idle`: runs only when nothing else wants the CPU, and yields it at once; `low`: nice 19, which gets a percent or
-    two of a busy machine."""
+    priority: Literal["normal", "low", "lowest", "idle"] = "low"
+    """`normal`: as the server; `low`: nice 10, a tenth of a busy CPU, so that it gets done; `lowest`: nice 19, a percent or two; `idle`: runs only
+    when nothing else wants the CPU, which on a busy machine may be never."""
     jobs_per_process: int = 50
     """Then the compiler process is replaced: compilers leak."""
 

@@ -1,4 +1,4 @@
-"""A helper process of the compiler: spawned, in a process group of its own, at the lowest priority, watched and killable.
+"""A helper process of the compiler: spawned, in a process group of its own, at low priority, watched and killable.
 
 It stays in the session of its parent: Linux shares the CPU between sessions before it looks at priorities (autogroup), so
 that a helper in a session of its own would weigh as much as the server. It is killed with its parent: by the kernel,
@@ -33,7 +33,7 @@ class Helper:
     """One process. Used by one thread, which must live as long as the process: the kernel kills it with the thread."""
 
     def __init__(
-        self, mode: str, memory_bytes: int, env: Mapping[str, str] | None = None, priority: str = "idle"
+        self, mode: str, memory_bytes: int, env: Mapping[str, str] | None = None, priority: str = "low"
     ) -> None:
         """`mode`: as execution.compiler.worker knows it. Raises OSError when it cannot be started."""
         theirs_in, self._to = os.pipe()

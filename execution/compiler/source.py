@@ -72,8 +72,9 @@ def export_subject(
             program = torch.export.export(
                 _Flat(module).eval(), arguments, dynamic_shapes=_dynamic(len(arguments), bucket, varying)
             )
-            held = io.BytesIO()
-            torch.export.save(program, held)
+            source = _saved(program)
+    except CompileError as error:
+        raise CompileError(f"subject {op}: {error}") from None
     except Exception as error:  # torch.export raises whatever the module's code and torch's tracer raise
         raise CompileError(f"subject {op}: does not export: {_first_line(error)}") from error
     told = dict(attrs or {})
@@ -85,7 +86,7 @@ def export_subject(
         bucket=bucket,
         threads=threads,
         attrs=tuple(sorted(told.items())),
-        source=held.getvalue(),
+        source=source,
         device=inputs[0].device.type,
         fast_math=fast_math,
     )
@@ -96,7 +97,11 @@ def load_program(subject: Subject) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.load(io.BytesIO(subject.source))
+            program = torch.export.load(io.BytesIO(subject.source))
+            program.example_inputs = (_examples(subject), {})
+            return program
+    except CompileError:
+        raise
     except Exception as error:  # a torn archive fails in many ways
         raise CompileError(
             f"subject {subject.op}: its source cannot be read: {_first_line(error)}"
@@ -147,6 +152,32 @@ class Reference:
 def outputs_of(result: Any) -> tuple[torch.Tensor, ...]:
     """A kernel's answer as a tuple, one tensor or several."""
     return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+
+def _saved(program: torch.export.ExportedProgram) -> bytes:
+    """Without the tensors it was exported with: they may be weights of many megabytes. Raises CompileError."""
+    written = [
+        node
+        for node in program.graph_module.graph.nodes
+        if node.op == "call_function"
+        and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        and isinstance(node.args[0], fx.Node)
+        and node.args[0].op == "placeholder"
+    ]
+    if written:
+        raise CompileError(f"it writes to its own buffers or arguments ({len(written)} of them)")
+    program.example_inputs = None
+    held = io.BytesIO()
+    torch.export.save(program, held)
+    return held.getvalue()
+
+
+def _examples(subject: Subject) -> tuple[torch.Tensor, ...]:
+    """Arguments of the right shapes and types, for those who want some."""
+    return tuple(
+        torch.ones(spec.shape, dtype=dtype_of(spec), device=subject.device)
+        for spec in (*subject.inputs, *subject.params)
+    )
 
 
 class _Flat(torch.nn.Module):

@@ -26,6 +26,7 @@ from execution.compiler.port import CompileError
 
 _HEADER = struct.Struct("<Q")
 _PR_SET_PDEATHSIG = 1
+_LOW_NICE, _LOWEST_NICE = 10, 19
 
 
 def main() -> None:
@@ -57,16 +58,19 @@ def die_with_parent(parent: int) -> None:
 
 
 def _stand_back(parent: int, priority: str) -> None:
-    """The lowest priority there is, or nearly."""
+    """As `Budget.priority` says."""
+    if priority == "normal":
+        return
+    nice = _LOW_NICE if priority == "low" else _LOWEST_NICE
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
     with contextlib.suppress(OSError, AttributeError):
         if priority == "idle":
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError):
         if os.getsid(0) != os.getsid(parent):  # then the session weighs, not the process
             with open("/proc/self/autogroup", "w", encoding="ascii") as file:  # noqa: PTH123 - no file
-                file.write("19")
+                file.write(str(nice))
 
 
 def _limit(memory_bytes: int) -> None:

@@ -1,27 +1,25 @@
 """Subjects of compilation from modules: the function without its weights, as execution.compiler.port wants it.
 
-subject = subject_of(mlp, (x,), op="swiglu", bucket=Bucket(1, 8), threads=1, attrs={})
+subject = subject_of(mlp, (x,), op="graph", bucket=Bucket(1, 8), threads=1)
 weights = parameters_of(mlp)                   # in the order in which the subject takes them
 kernel(x, *kernel.prepare(weights))            # what a back end makes of it
+
+The weights become arguments; execution.compiler.source exports the rest, as it does for modules without state.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
+import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
-from execution.compiler.port import Bucket, Setting, Subject, TensorSpec
-from execution.graph.capture import export_graph, reason_of
-from execution.graph.form import Graph, Signature
-from execution.graph.node import HOLDERS, GraphError, Node, TensorValue, contiguous_strides
-from execution.graph.rebuild import rebuild
-from execution.graph.text import digest
-
-ROWS = "rows"
+from execution.compiler.port import Bucket, CompileError, Setting, Subject
+from execution.compiler.source import export_subject
+from execution.graph.node import GraphError
 
 
 def subject_of(
@@ -37,133 +35,78 @@ def subject_of(
     """What a back end compiles for this module, called like this, with the rows of the bucket.
 
     Dimension 0 of the first argument, and of all others that have as many rows, is stretched to `bucket.most`; where the
-    bucket holds more than one size it is symbolic in the source. `graph` among the attributes is the graph's digest.
-    Raises GraphError (NotExported) for a module that is no function of these tensors.
+    bucket holds more than one size it is symbolic in the source. Two modules of one form have one key, whatever their
+    weights. Raises GraphError for a module that is no function of these tensors.
     """
-    inputs = _stretched(args, bucket)
-    graph = stateless(module, inputs, bucket)
-    params = parameters_of(module)
-    told = {**(attrs or {}), "graph": digest(graph)}
-    return Subject(
-        op=op,
-        inputs=tuple(_spec(tensor) for tensor in inputs),
-        params=tuple(_spec(tensor) for tensor in params),
-        bucket=bucket,
-        threads=threads,
-        attrs=tuple(sorted(told.items())),
-        source=_saved(graph, inputs, params, bucket),
-        device=str(inputs[0].device.type),
-        fast_math=fast_math,
-    )
+    inputs, varying = _stretched(args, bucket)
+    names = tuple(_named(module))
+    with torch.inference_mode(False):
+        params = tuple(map(_plain, parameters_of(module)))
+        try:
+            return export_subject(
+                _Stateless(structure_of(module), names, len(inputs)),
+                op,
+                tuple(map(_plain, inputs)),
+                params,
+                bucket=bucket,
+                threads=threads,
+                attrs=attrs,
+                varying=varying,
+                fast_math=fast_math,
+            )
+        except CompileError as error:
+            raise GraphError(f"{type(module).__name__} is no function of its inputs: {error}") from error
 
 
 def parameters_of(module: nn.Module) -> tuple[torch.Tensor, ...]:
     """Parameters, then buffers, each once: the weights that a subject takes after its inputs."""
-    return (*(param.detach() for param in module.parameters()), *module.buffers())
+    return tuple(tensor.detach() for tensor in _named(module).values())
 
 
-def stateless(module: nn.Module, args: Sequence[torch.Tensor], bucket: Bucket) -> Graph:
-    """The module's graph with its parameters and buffers as further inputs. Raises GraphError."""
-    inputs = _stretched(args, bucket)
-    span = (ROWS, bucket.least, bucket.most)
-    names = _names(module, len(inputs))
-    dynamic = {names[place]: {0: span} for place in _varying(inputs)} if bucket.least < bucket.most else None
-    graph = export_graph(module, inputs, {}, dynamic=dynamic, name=type(module).__name__)
-    if any(
-        target.kind in HOLDERS for node in graph.calls for target in (graph[name] for name in node.writes)
-    ):
-        raise GraphError(
-            f"{type(module).__name__} writes to its own buffers: it is no function of its inputs"
-        )
-    return _lifted(module, graph)
+def structure_of(module: nn.Module) -> nn.Module:
+    """A copy with the very same tensors: what a tracer exchanges in it meanwhile, whoever serves with the module never
+    sees. Wrappers around `forward` stay behind."""
+    kept: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    made = copy.deepcopy(module, kept)
+    for part in made.modules():
+        part.__dict__.pop("forward", None)
+    return made
 
 
-def _lifted(module: nn.Module, graph: Graph) -> Graph:
-    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    order: dict[int, str] = {}
-    first = {name: order.setdefault(id(tensor), name) for name, tensor in named}
-    holders = {node.target: node for node in graph.holders if node.kind != "constant"}
-    names: dict[str, str] = {}
-    lifted: list[Node] = []
-    for index, name in enumerate(order.values()):
-        same = [holders[other] for other, kept in first.items() if kept == name and other in holders]
-        tensor = module.get_parameter(name) if _is_parameter(module, name) else module.get_buffer(name)
-        value = _value(tensor) if not same else same[0].value
-        made = Node(f"w{index}", "input", "input", value=value, target=f"w{index}")
-        names |= {node.name: made.name for node in same}
-        lifted.append(made)
-    inputs = [node for node in graph.inputs if node.value is not None]
-    gone = {node.name for node in holders.values()} | {node.name for node in graph.inputs}
-    rest = [node.renamed(names) for node in graph if node.name not in gone]
-    signature = Signature(
-        input_names=tuple(node.target for node in (*inputs, *lifted)),
-        output_names=graph.signature.output_names,
-    )
-    return Graph(
-        graph.name,
-        [*inputs, *lifted, *rest],
-        tensors=graph.tensors,
-        symbols=graph.symbols,
-        signature=signature,
-    )
+class _Stateless(nn.Module):
+    """forward(*inputs, *weights). Holds the module in a tuple, so that it is no part of this one's state."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...], inputs: int) -> None:
+        super().__init__()
+        self._held = (module,)
+        self._names, self._inputs = names, inputs
+
+    def forward(self, *arguments: torch.Tensor) -> Any:
+        inputs, weights = arguments[: self._inputs], arguments[self._inputs :]
+        return functional_call(self._held[0], dict(zip(self._names, weights, strict=True)), inputs)
 
 
-def _saved(
-    graph: Graph, inputs: Sequence[torch.Tensor], params: Sequence[torch.Tensor], bucket: Bucket
-) -> bytes:
-    shapes = None
-    if bucket.least < bucket.most:
-        rows = torch.export.Dim(ROWS, min=bucket.least, max=bucket.most)
-        varying = set(_varying(inputs))
-        shapes = tuple({0: rows} if place in varying else None for place in range(len(inputs) + len(params)))
-    stream = io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(rebuild(graph), (*inputs, *params), dynamic_shapes=shapes)
-            program.example_inputs = None  # they would carry the weights along
-            torch.export.save(program, stream)
-        except Exception as error:  # whatever the tracer raises is the reason
-            raise GraphError(f"{graph.name}: no stateless form: {reason_of(error)}") from error
-    return stream.getvalue()
+def _named(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors by the first of their names; what is tied is replaced together with it."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _stretched(args: Sequence[torch.Tensor], bucket: Bucket) -> tuple[torch.Tensor, ...]:
-    """Arguments with `bucket.most` rows, their own repeated."""
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """As a tracer takes it: contiguous, and made outside of inference mode."""
+    found = tensor.detach().contiguous()
+    return found.clone() if found.is_inference() else found
+
+
+def _stretched(
+    args: Sequence[torch.Tensor], bucket: Bucket
+) -> tuple[tuple[torch.Tensor, ...], list[tuple[int, int]]]:
+    """Arguments with `bucket.most` rows, their own repeated; and which of them, and where, vary."""
     if not args or not all(isinstance(arg, torch.Tensor) for arg in args) or args[0].dim() == 0:
         raise GraphError("a subject takes tensors, and the first one has rows")
-    varying = set(_varying(args))
-    picked = torch.arange(bucket.most, device=args[0].device) % max(args[0].shape[0], 1)
-    return tuple(
-        arg.detach().index_select(0, picked) if place in varying else arg.detach()
-        for place, arg in enumerate(args)
-    )
-
-
-def _varying(args: Sequence[torch.Tensor]) -> list[int]:
     rows = args[0].shape[0]
-    return [place for place, arg in enumerate(args) if arg.dim() and arg.shape[0] == rows]
-
-
-def _names(module: nn.Module, count: int) -> list[str]:
-    import inspect  # noqa: PLC0415 slow to import, and needed here alone
-
-    found = list(inspect.signature(module.forward).parameters)
-    if len(found) < count:
-        raise GraphError(f"{type(module).__name__}: forward names {len(found)} arguments, {count} were given")
-    return found[:count]
-
-
-def _is_parameter(module: nn.Module, name: str) -> bool:
-    place, _, last = name.rpartition(".")
-    return last in module.get_submodule(place)._parameters
-
-
-def _value(tensor: torch.Tensor) -> TensorValue:
-    return TensorValue(
-        tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), contiguous_strides(tuple(tensor.shape))
+    varying = [place for place, arg in enumerate(args) if arg.dim() and arg.shape[0] == rows]
+    picked = torch.arange(bucket.most, device=args[0].device) % max(rows, 1)
+    stretched = tuple(
+        arg.detach().index_select(0, picked) if place in varying else arg for place, arg in enumerate(args)
     )
-
-
-def _spec(tensor: torch.Tensor) -> TensorSpec:
-    return TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    return stretched, [(place, 0) for place in varying]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Iterable
@@ -49,7 +50,8 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Run a load, and rank hot paths by the time that could be won."""
-    from execution.live import runs  # noqa: PLC0415 torch takes a second
+    _check_target(target)
+    from execution.live import runs  # noqa: PLC0415 torch takes a second, many on a busy machine
 
     with _reported():
         if ":" in target:
@@ -82,6 +84,7 @@ def tune(
     cache_dir: CacheDir = None,
 ) -> None:
     """Compile, prove and keep what is faster; what is finished stays, so that it can be broken off and resumed."""
+    _check_target(target)
     from execution.live import runs  # noqa: PLC0415
 
     with _reported():
@@ -105,6 +108,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """What the artifacts at hand are worth: blocks with and without them, in turn."""
+    _check_target(target)
     from execution.live import runs  # noqa: PLC0415
 
     with _reported():
@@ -270,8 +274,29 @@ class _reported:  # noqa: N801 reads like a function
             _fail(str(error))
 
 
+def _check_target(target: str) -> None:
+    """What is wrong at first sight is told before anything slow is imported."""
+    if ":" not in target:
+        from execution.engines.models import model_directory  # noqa: PLC0415
+
+        with _reported():
+            model_directory(target, 0)
+        return
+    place, _, attribute = target.partition(":")
+    try:
+        missing = (
+            importlib.util.find_spec(place) is None
+        )  # imports the packages around it, but not the module
+    except (ImportError, ValueError) as error:
+        _fail(f"{target}: cannot be imported: {error}")
+    if missing:
+        _fail(f"{target}: cannot be imported: no module named {place!r}")
+    if not attribute.isidentifier():
+        _fail(f"{target}: package.module:attribute is expected, as in torch.nn:Identity")
+
+
 def _fail(message: str) -> NoReturn:
-    errors.print(f"error: {message}", highlight=False, markup=False, soft_wrap=True)
+    errors.print(f"error: {message}", highlight=False, markup=False, emoji=False, soft_wrap=True)
     raise typer.Exit(2)
 
 

@@ -23,6 +23,7 @@ _WORDS = {
     "cache-failed": "{unit}: not kept in the cache: {reason}",
     "confirmed": "{unit}: {variant} confirmed in place: {ratio:.2f}x of the whole step, p = {p:.2g}, {pairs} pairs",
     "unconfirmed": "{unit}: {variant} stays, not shown in place: {ratio:.2f}x",
+    "searched": "{unit} at {rows} rows: searched, {cpu_s:.1f} CPU seconds",
     "taken-back": "{unit}: {variant} taken back: {reason} ({ratio:.2f}x)",
     "swapped-back": "{unit}: {variant} swapped back: {reason}",
     "quality": "int8: {told}",

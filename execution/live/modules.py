@@ -13,19 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from execution.compiler.events import Accepted, Finished, NotACandidate, Refused
-from execution.compiler.port import Bucket, CompileError, Kernel, Subject
+from execution.compiler.events import Accepted, Finished, Refused
+from execution.compiler.port import Bucket, CompileError, Kernel
 from execution.compiler.service import CompilerService, Demand, Samples
+from execution.compiler.source import spec_of
 from execution.engines.torch.core import DECODE, EngineCore
-from execution.engines.torch.model import Activation, Mlp, Projection, UnitNorm
 from execution.graph.node import GraphError
-from execution.graph.subject import parameters_of, subject_of
+from execution.graph.subject import structure_of
 from execution.live.journal import ExecutionJournal
 from execution.live.sampler import HotPath, StepSampler, group_of
-from execution.live.swap import FaultListener, Guarded
-from execution.live.variants import Variant
+from execution.live.subjects import engine_subject, engine_weights
+from execution.live.swap import FaultListener, Guarded, difference
+from execution.live.variants import Table, Variant
 
 _MOST_ROWS = 1024
+_TOLERANCE = 1e-3
+"""Of shadow checks; proofs are far stricter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,14 @@ class ModuleUnit:
         on_fault: FaultListener,
         *,
         threads: int,
+        min_gain: float = 1.03,
+        check_every: int = 500,
     ) -> None:
+        """Between two steps: modules are copied (not their weights), and nobody else may be at them meanwhile."""
         self._service, self._journal, self._on_fault, self._threads = service, journal, on_fault, threads
-        self.originals = {name: m for name, m in core.modules().items() if name != DECODE}
+        self._min_gain, self._check_every = min_gain, check_every
+        self.modules = {name: structure_of(m) for name, m in core.modules().items() if name != DECODE}
+        """As they were, for tracing and for weights; never in service."""
         self.guards: dict[str, Guarded] = {}
         self.tried: set[tuple[str, Bucket]] = set()
 
@@ -73,7 +81,7 @@ class ModuleUnit:
             bucket = Bucket(path.rows[0], path.rows[1])
             if path.share < least_share or bucket.most > _MOST_ROWS or (path.unit, bucket) in self.tried:
                 continue
-            if (path.unit, path.rows) in sampler.inputs and self._of(path.unit):
+            if sampler.inputs.get((path.unit, path.rows)) and self._of(path.unit):
                 found.append(Candidate(path.unit, bucket, path))
         return found
 
@@ -85,57 +93,115 @@ class ModuleUnit:
         named = self._of(candidate.group)
         first = next(iter(named.values()))
         where = {"unit": candidate.group, "rows": str(candidate.bucket)}
+        kin = self._kin(candidate.group)
+        if kin:
+            self._journal.note("refused", **where, stage="choice", reason=f"{kin} is compiled already")
+            return
         try:
-            with torch.inference_mode():
-                subject = engine_subject(first, inputs[0], candidate.bucket, self._threads)
+            subject = engine_subject(first, inputs[0], candidate.bucket, self._threads)
         except (GraphError, CompileError) as error:
             self._journal.note("refused", **where, stage="capture", reason=str(error))
             return
-        samples = Samples(tuple((x,) for x in inputs), engine_weights(first))
-        for event in self._service.best_sync(subject, samples, demand=Demand(expected_compile_s=limit_s)):
+        samples = Samples(tuple((x,) for x in inputs), engine_weights(first, subject))
+        demand = Demand(min_gain=self._min_gain, expected_compile_s=limit_s)
+        for event in self._service.best_sync(subject, samples, demand=demand):
             if isinstance(event, Refused):
                 self._journal.note(
                     "refused", **where, variant=f"{event.recipe.backend} {event.recipe.name}",
                     stage=event.verdict.stage, reason=event.verdict.reason,
                 )  # fmt: skip
-            elif isinstance(event, NotACandidate):
-                continue
             elif isinstance(event, Accepted):
-                made = self._bind(candidate, named, event)
+                made = self._bind(candidate, named, inputs[0], event)
                 if made is not None:
                     yield made
             elif isinstance(event, Finished):
                 self._journal.note("searched", **where, cpu_s=event.compile_s, found=event.best is not None)
 
-    def guard(self, core: EngineCore, name: str) -> Guarded:
-        """The guard in a module's place; between two steps."""
-        if name not in self.guards:
-            self.guards[name] = Guarded(name, self.originals[name], self._on_fault)
-            core.replace_module(name, self.guards[name], same_function=True)
-        return self.guards[name]
+    def swap_in(self, core: EngineCore, made: Made, like: torch.Tensor) -> None:
+        """All layers at once, before what serves these rows now; between two steps."""
+        bucket = made.candidate.bucket
+        for name, variant in made.variants.items():
+            guard = self._guard(core, name)
+            known = {rows: v for rows, v in enumerate(guard.table.by_rows) if v is not None}
+            for rows in range(bucket.least, bucket.most + 1):
+                variant.instead = known.get(rows)
+                known[rows] = variant
+            guard.exchange(Table.of(known), like)
+
+    def take_back(self, core: EngineCore, variant: Variant, group: str) -> None:
+        """Out of all layers: one kernel serves them all. What is left empty is removed; between two steps."""
+        for name in [name for name in self.guards if group_of(name) == group]:
+            guard = self.guards[name]
+            for other in guard.all_variants():
+                if (other.name, other.bucket) == (variant.name, variant.bucket):
+                    guard.exchange(guard.table.without(other))
+            if not guard.table.variants():
+                core.replace_module(name, guard.original, same_function=True)
+                del self.guards[name]
+
+    def switch(self, *, on: bool) -> None:
+        """All variants, or the original for everything; between two steps."""
+        for guard in self.guards.values():
+            for variant in guard.all_variants():
+                variant.on = on
 
     def check_pending(self) -> None:
         """Shadow checks that are due."""
         for guard in list(self.guards.values()):
             guard.check_pending()
 
-    def _of(self, group: str) -> dict[str, nn.Module]:
-        return {name: m for name, m in self.originals.items() if group_of(name) == group}
+    def _guard(self, core: EngineCore, name: str) -> Guarded:
+        """The guard in a module's place; its kin are never guarded, so that its name is the engine's."""
+        if name not in self.guards:
+            original = core.modules()[name]
+            self.guards[name] = Guarded(name, original, self._on_fault, check_every=self._check_every)
+            core.replace_module(name, self.guards[name], same_function=True)
+        return self.guards[name]
 
-    def _bind(self, candidate: Candidate, named: dict[str, nn.Module], event: Accepted) -> Made | None:
+    def _of(self, group: str) -> dict[str, nn.Module]:
+        return {name: m for name, m in self.modules.items() if group_of(name) == group}
+
+    def _kin(self, group: str) -> str:
+        """What is guarded already of which it is a part, or that is a part of it."""
+        for other in sorted({group_of(name) for name in self.guards}):
+            if other.startswith(f"{group}.") or group.startswith(f"{other}."):
+                return other
+        return ""
+
+    def _bind(
+        self, candidate: Candidate, named: dict[str, nn.Module], x: torch.Tensor, event: Accepted
+    ) -> Made | None:
+        """To the weights of each layer, and called there once: layers of one name might be of two forms."""
         recipe = f"{event.recipe.backend} {event.recipe.name}"
+        variants: dict[str, Variant] = {}
+        reason = ""
         try:
             kernel = event.load()
-            variants = {
-                name: Variant(
-                    recipe, candidate.bucket, _call(kernel, kernel.prepare(engine_weights(module))), 1e-3
-                )
-                for name, module in named.items()
-            }
-        except (CompileError, RuntimeError) as error:
+            for name, module in named.items():
+                weights = engine_weights(module, event.subject)
+                if tuple(map(spec_of, weights)) != event.subject.params:
+                    reason = f"{name} has weights of another form"
+                    continue
+                call = _call(kernel, kernel.prepare(weights))
+                variant = Variant(recipe, candidate.bucket, call, _TOLERANCE)
+                with torch.inference_mode():
+                    off, most = difference(call(x), module(x), variant)
+                if off <= most:
+                    variants[name] = variant
+                else:
+                    reason = f"{name}: {off:.3g} off, where {most:.3g} is allowed"
+        except (CompileError, RuntimeError, ValueError) as error:
+            variants, reason = {}, str(error)
+        if reason:
             self._journal.note(
-                "refused", unit=candidate.group, variant=recipe, stage="load", reason=str(error)
+                "refused",
+                unit=candidate.group,
+                variant=recipe,
+                stage="load",
+                reason=reason,
+                taken=len(variants),
             )
+        if not variants:
             return None
         speed = event.verdict.speed
         self._journal.note(
@@ -143,47 +209,6 @@ class ModuleUnit:
             ratio=None if speed is None else speed.ratio,
         )  # fmt: skip
         return Made(candidate, variants, recipe)
-
-
-def engine_subject(module: nn.Module, x: torch.Tensor, bucket: Bucket, threads: int) -> Subject:
-    """The subject of a module of the torch engine, under the family that templates know it by; of any other, its
-    graph. Raises GraphError, CompileError."""
-    from execution.compiler.backends.tvm import families  # noqa: PLC0415 no tvm yet, but slow all the same
-
-    if x.dtype == torch.float32 and x.device.type == "cpu":
-        columns = x.shape[-1]
-        if isinstance(module, UnitNorm):
-            shift = float(module._shift) ** 2 / columns
-            return families.rms_norm(
-                rows=bucket,
-                hidden=columns,
-                eps=shift,
-                unit=True,
-                weight=module.weight is not None,
-                threads=threads,
-            )
-        if isinstance(module, Projection):
-            return families.linear(
-                rows=bucket,
-                inputs=columns,
-                outputs=module.weight.shape[1],
-                bias=module.bias is not None,
-                threads=threads,
-            )
-        if isinstance(module, Activation):
-            return families.swiglu(rows=bucket, inner=columns // 2, threads=threads)
-        if isinstance(module, Mlp):
-            return subject_of(module, (x,), op="graph", bucket=bucket, threads=threads)
-    return subject_of(module, (x,), op="graph", bucket=bucket, threads=threads)
-
-
-def engine_weights(module: nn.Module) -> tuple[torch.Tensor, ...]:
-    """The weights that `engine_subject` of this module takes after its input, in its order."""
-    if isinstance(module, UnitNorm):
-        return () if module.weight is None else (module.weight,)
-    if isinstance(module, Projection):
-        return (module.weight,) if module.bias is None else (module.weight, module.bias)
-    return () if isinstance(module, Activation) else parameters_of(module)
 
 
 def _call(kernel: Kernel, prepared: tuple[Any, ...]) -> Callable[[torch.Tensor], torch.Tensor]:

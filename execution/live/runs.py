@@ -28,9 +28,9 @@ from execution.live.decode.unit import DecodeSettings
 from execution.live.explain import in_words
 from execution.live.journal import FileJournal
 from execution.live.load import OwnLoad
-from execution.live.modules import engine_subject, engine_weights
 from execution.live.sampler import StepSampler, bytes_of, measure_peaks, weights_of
 from execution.live.service import EvolutionSettings, ExecutionEvolution
+from execution.live.subjects import engine_subject, engine_weights
 from loop.contracts.engine import EngineSpec
 
 _STAGES = ("starting", "observing", "compiling", "trying in place", "watching")
@@ -139,7 +139,7 @@ def tune_module(  # noqa: PLR0917 one for each option
     try:
         with torch.inference_mode():
             subject = engine_subject(module, x, Bucket(sizes[0], sizes[0]), threads)
-        samples = Samples(((x,),), engine_weights(module))
+        samples = Samples(((x,),), engine_weights(module, subject))
         with Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -219,7 +219,7 @@ def bench_module(
             if known is None:
                 raise CompileError(f"nothing proven for {target} is in the cache: `tune` it first")
             kernel = known.load()
-            prepared = kernel.prepare(engine_weights(module))
+            prepared = kernel.prepare(engine_weights(module, subject))
             times: dict[str, list[float]] = {"before": [], "after": []}
             for _ in range(20 * rounds):
                 for name, taken in times.items():

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
 import torch
@@ -40,9 +40,9 @@ from execution.live.decode.unit import DecodeSettings, DecodeUnit, record_case
 from execution.live.journal import ExecutionJournal, FileJournal
 from execution.live.modules import Made, ModuleUnit
 from execution.live.place import PlaceTrial
-from execution.live.sampler import TEXT_TOKENS, StepSampler, measure_peaks
+from execution.live.sampler import TEXT_TOKENS, StepSampler, group_of, measure_peaks
 from execution.live.significance import paired_speed
-from execution.live.swap import GuardedDecode
+from execution.live.swap import Guarded, GuardedDecode
 from execution.live.variants import Table, Variant
 from loop.contracts.engine import EngineError, EngineSpec
 
@@ -66,11 +66,23 @@ class EvolutionSettings:
     recorded_steps: int = 2
     """Steps copied for proofs."""
     watch_every_s: float = 1.0
+    decode: bool = True
+    """Whether the decode step as a whole is evolved."""
     modules: int = 0
     """Kinds of single modules that are tried after the decode step; 0: none."""
+    module_backends: tuple[str, ...] | None = None
+    """Who compiles them, as execution.compiler.backends names them; None: all that work here."""
+    module_min_gain: float = 1.03
+    """Of a kernel over the module alone."""
+    module_min_gain_in_place: float = 1.0
+    """Of the engine's steps; what has less is taken back."""
+    module_priority: Literal["normal", "low", "lowest", "idle"] = "low"
+    """Of their compilers, as execution.compiler.budget says."""
+    module_check_every: int = 500
+    """Calls of a compiled module, of which one is checked against the original."""
     module_share: float = 0.02
     """Of the time, at least, that such a kind must take."""
-    module_compile_s: float = 60.0
+    module_compile_s: float = 45.0
     """Recipes that are expected to take longer are left out."""
     cpu_s_per_minute: int = 60
 
@@ -150,7 +162,11 @@ class ExecutionEvolution:
 
     def report(self) -> dict[str, Any]:
         """Plain values: what is hot, in force, refused, and why."""
-        guard, unit = self.guard, self._unit
+        unit = self._unit
+        modules = {} if self._modules is None else dict(self._modules.guards)
+        guards: list[Guarded | GuardedDecode] = [*modules.values()]
+        if self.guard is not None:
+            guards.append(self.guard)
         return {
             "state": self.state,
             "steps": self.sampler.steps,
@@ -158,10 +174,8 @@ class ExecutionEvolution:
             "sampled_every": self.sampler.every,
             "hot": self.hot,
             "in_force": self._in_force(),
-            "shadow_checks": 0 if guard is None else len(guard.checks),
-            "worst_shadow_error": 0.0
-            if guard is None
-            else max((c.error for c in list(guard.checks)), default=0.0),
+            "shadow_checks": sum(len(g.checks) for g in guards),
+            "worst_shadow_error": max((c.error for g in guards for c in list(g.checks)), default=0.0),
             "int8": self._decode.int8,
             "quality": None if unit is None else unit.quality,
             "pauses_ms": list(self.pauses_ms),
@@ -185,12 +199,13 @@ class ExecutionEvolution:
 
     def _evolve(self) -> None:
         torch.set_num_threads(1)  # of this thread
+        unit = None
         try:
-            unit = self._unit = self._between(self._make_unit)
+            if self._settings.decode:
+                unit = self._unit = self._between(self._make_unit)
         except (NotDecodableError, CompileError) as error:
             self.state = "watching"
             self._journal.note("refused", unit=DECODE, stage="capture", reason=str(error))
-            unit = None
         self._between(self._install)
         if unit is not None:
             began_s = time.perf_counter()
@@ -232,11 +247,23 @@ class ExecutionEvolution:
         self._between(lambda _: self.sampler.forget())
         while self.sampler.steps < self._settings.observe_steps or not self.sampler.sampled:
             self._pause()
-        budget = Budget(cpu_s_per_minute=float(self._settings.cpu_s_per_minute))
-        self._compilers = service = CompilerService(self._cache, budget=budget)
+        budget = Budget(
+            cpu_s_per_minute=float(self._settings.cpu_s_per_minute), priority=self._settings.module_priority
+        )
+        self._compilers = service = CompilerService(
+            self._cache, backends=self._settings.module_backends, budget=budget
+        )
+        for backend, reason in service.missing.items():
+            self._journal.note("refused", unit="modules", variant=backend, stage="choice", reason=reason)
         unit = self._modules = self._between(
             lambda core: ModuleUnit(
-                core, service, self._journal, lambda *f: self._faults.put(f), threads=self._decode.threads
+                core,
+                service,
+                self._journal,
+                lambda *fault: self._faults.put(fault),
+                threads=self._decode.threads,
+                min_gain=self._settings.module_min_gain,
+                check_every=self._settings.module_check_every,
             )
         )
         self._look()
@@ -253,49 +280,49 @@ class ExecutionEvolution:
                 self._handle_faults()
             if self._stop.is_set():
                 raise _Closed
+        self._between(lambda _: self.sampler.forget())  # guards stand in other modules' places
 
     def _swap_modules(self, unit: ModuleUnit, made: Made) -> None:
         """All layers at once; then in place, blocks of steps with and without."""
-        bucket = made.candidate.bucket
+        group, bucket = made.candidate.group, made.candidate.bucket
+        like = self.sampler.inputs[group, made.candidate.path.rows][0]
 
         def swap(core: EngineCore) -> float:
             began_s = time.perf_counter()
-            for name, variant in made.variants.items():
-                guard = unit.guard(core, name)
-                known = {n: v for n, v in enumerate(guard.table.by_rows) if v is not None}
-                for rows in range(bucket.least, bucket.most + 1):
-                    variant.instead = known.get(rows)
-                    known[rows] = variant
-                guard.exchange(
-                    Table.of(known), self.sampler.inputs[made.candidate.group, made.candidate.path.rows][0]
-                )
+            unit.swap_in(core, made, like)
             return 1e3 * (time.perf_counter() - began_s)
 
         self.pauses_ms.append(self._between(swap))
-        self._journal.note("swapped", unit=made.candidate.group, rows=str(bucket), variant=made.recipe,
+        if not self._enabled.is_set():
+            self._between(lambda _: unit.switch(on=False))
+            return
+        self._journal.note("swapped", unit=group, rows=str(bucket), variant=made.recipe,
                            pause_ms=self.pauses_ms[-1])  # fmt: skip
-        prompts_only = self.guard is not None and bool(self.guard.table.by_rows)
+        native = self.guard is not None and bool(self.guard.table.by_rows)
+        mixed = native or bucket.least > max(
+            self.sampler.sizes(), default=0
+        )  # seen in steps with prompts only
         trial = PlaceTrial(
             list(made.variants.values()),
             pairs=self._settings.place_pairs,
-            block=3 if prompts_only else 6,
-            mixed=prompts_only,
+            block=3 if mixed else 6,
+            mixed=mixed,
         )
         self._run_trial(trial)
         verdicts = trial.verdicts(threads=self._decode.threads, min_gain=1.0)
+        least = self._settings.module_min_gain_in_place
         best = max(verdicts.values(), key=lambda s: s.pairs, default=None)
         if best is None:
             self._journal.note(
-                "unconfirmed", unit=made.candidate.group, variant=made.recipe, reason="too few steps"
+                "unconfirmed", unit=group, variant=made.recipe, reason="too few steps in place to judge by"
             )
-        elif best.ratio < 1.0:
-            for name, variant in made.variants.items():
-                guard = unit.guards[name]
-                guard.exchange(guard.table.without(variant))
-            self._journal.note("taken-back", unit=made.candidate.group, variant=made.recipe, ratio=best.ratio,
-                               p=best.p_value, reason="no faster in place")  # fmt: skip
+        elif best.ratio < least:
+            variant = next(iter(made.variants.values()))
+            self._between(lambda core: unit.take_back(core, variant, group))
+            self._journal.note("taken-back", unit=group, variant=made.recipe, ratio=best.ratio, p=best.p_value,
+                               pairs=best.pairs, reason="no faster in place")  # fmt: skip
         else:
-            self._journal.note("confirmed" if best.ok else "unconfirmed", unit=made.candidate.group,
+            self._journal.note("confirmed" if best.ok else "unconfirmed", unit=group,
                                variant=made.recipe, ratio=best.ratio, p=best.p_value, pairs=best.pairs)  # fmt: skip
 
     def _run_trial(self, trial: PlaceTrial) -> None:
@@ -314,13 +341,7 @@ class ExecutionEvolution:
         unit = self._modules
         if unit is None:
             return
-        variants = [v for g in unit.guards.values() for v in g.table.variants()]
-
-        def switch(_: EngineCore) -> None:
-            for variant in variants:
-                variant.on = on
-
-        self._between(switch)
+        self._between(lambda _: unit.switch(on=on))
 
     def _in_force(self) -> dict[str, Any]:
         found: dict[str, Any] = {} if self.guard is None else dict(_in_force(self.guard.table))
@@ -434,7 +455,11 @@ class ExecutionEvolution:
             place, variant, what = self._faults.get()
             self._journal.note("swapped-back", unit=place, variant=variant.name, reason=what)
             log.warning("execution: a variant was taken back", place=place, variant=variant.name, reason=what)
-            if self._unit is not None:
+            modules = self._modules
+            if place != DECODE and modules is not None:
+                group = group_of(place)
+                self._between(lambda core: modules.take_back(core, variant, group))  # noqa: B023 awaited here
+            elif self._unit is not None:
                 self._unit.ban(variant, what, None)
                 if self._enabled.is_set():
                     self._exchange(self._unit.table())
@@ -490,7 +515,7 @@ def evolve_engine(
     except CacheError as error:
         raise EngineError(f"torch engine: option execution_cache: {error}") from error
     decode = DecodeSettings(spec.model, spec.seed, threads, int8=options.int8)
-    settings = EvolutionSettings(modules=3, cpu_s_per_minute=options.compile_budget)
+    settings = EvolutionSettings(cpu_s_per_minute=options.compile_budget)
     evolution = ExecutionEvolution(engine, core, decode, cache=cache, journal=journal, settings=settings)
     journal.note("started", model=spec.model, threads=threads, int8=options.int8, cache=str(root))
     evolution.start()

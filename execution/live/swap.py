@@ -93,6 +93,16 @@ class Guarded(nn.Module):
         self.table = self.table.without(variant)
         self._on_fault(self.name, variant, what)
 
+    def all_variants(self) -> list[Variant]:
+        """Those in the table, and those that serve where one of them is off."""
+        found: list[Variant] = []
+        for first in self.table.variants():
+            variant: Variant | None = first
+            while variant is not None and variant not in found:
+                found.append(variant)
+                variant = variant.instead
+        return found
+
     def check_pending(self) -> list[Check]:
         """Recompute calls that were set aside; by the watching thread."""
         done = []

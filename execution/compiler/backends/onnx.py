@@ -62,7 +62,9 @@ class OnnxBackend:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                exported = torch.onnx.export(load_program(subject), dynamo=True, verbose=False)
+                exported = torch.onnx.export(
+                    load_program(subject), dynamo=True, verbose=False, custom_translation_table=_missing()
+                )
                 if exported is None:
                     raise CompileError("torch.onnx.export gave nothing")
                 exported.save(str(draft))
@@ -143,6 +145,26 @@ class _OnnxKernel:
             binding.bind_output(name, self._cpu, kind, shape, tensor.data_ptr())
         self._run(binding, None)
         return out[0] if len(out) == 1 else tuple(out)
+
+
+def _missing() -> dict[Any, Any]:
+    """Operations that torch's exporter does not know."""
+    import torch  # noqa: PLC0415 - loaded long since
+    from onnxscript import opset18  # noqa: PLC0415 - heavy
+
+    op: Any = opset18
+
+    def hypot(one: Any, other: Any) -> Any:
+        one, other = op.Abs(one), op.Abs(other)
+        large, small = op.Max(one, other), op.Min(one, other)
+        zero = op.Sub(large, large)  # NaN for infinity, which Where leaves out
+        ratio = op.Where(op.Greater(small, zero), op.Div(small, large), zero)
+        found = op.Mul(
+            large, op.Sqrt(op.Add(op.Mul(ratio, ratio), op.CastLike(op.Constant(value_float=1.0), large)))
+        )
+        return op.Where(op.IsInf(large), large, found)
+
+    return {torch.ops.prims.hypot.default: hypot, torch.ops.aten.hypot.default: hypot}
 
 
 def _kind(tensor: Any) -> int:

@@ -45,7 +45,7 @@ class TrialJob:
     """Recorded prompts, for quality."""
     min_gain: float = 1.03
     backend: str = "execution.live.decode.backend:NativeBackend"
-    niceness: int = 19
+    niceness: int = 10
 
     def save(self, path: Path) -> None:
         """For the child."""

@@ -76,7 +76,7 @@ class DecodeSettings:
     min_gain: float = 1.03
     backend: str = "execution.live.decode.backend:NativeBackend"
     step_limit_s: float = 600.0
-    niceness: int = 19
+    niceness: int = 10
     """Of the trial process; 19: only what nobody else wants."""
 
 

@@ -52,7 +52,8 @@ class Workshop:
                 if "recipe" in line:
                     at_work = int(line["recipe"])
                     line["recipe"] = left[at_work]
-                stage = {"compiling": "compile"}.get(line["what"], "trial")
+                if line["what"] != "died":
+                    stage = "compile" if line["what"] == "compiling" else "trial"
                 over = over or line["what"] in {"done", "failed"}
                 if line["what"] == "died" and self._closed.is_set():
                     return

@@ -95,7 +95,7 @@ def test_it_compiles_in_another_process_and_is_kept_for_the_next(
     (pid,) = background.pids()
     assert os.getpgid(pid) == pid
     assert os.getsid(pid) == os.getsid(0)  # so that its priority counts
-    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 10
     assert Asked(background, "Good", tmp_path).outcome().fate == "done"
     assert background.pids() == [pid]
 

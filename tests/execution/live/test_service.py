@@ -50,6 +50,7 @@ def live(
     *,
     backend: str = "tests.execution.live.faulty:Honest",
     cache: ArtifactCache | None = None,
+    settings: EvolutionSettings = SETTINGS,
     **options: str | float | bool,
 ) -> Run:
     """Serve streams that never stop while `story` goes on; every answer is kept."""
@@ -63,7 +64,7 @@ def live(
             MODEL, 0, 1, recipes=1, backend=backend, min_gain=0.01, step_limit_s=200.0, niceness=0
         )
         evolution = ExecutionEvolution.of(
-            engine, decode, cache=cache or ArtifactCache(folder / "cache"), journal=journal, settings=SETTINGS
+            engine, decode, cache=cache or ArtifactCache(folder / "cache"), journal=journal, settings=settings
         )
         run = Run(engine, evolution, journal)
         stop = asyncio.Event()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,10 @@ backend.compile(subject, backend.recipes(subject)[0], Path({str(tmp_path / "out"
             assert parent.poll() is None
         parent.send_signal(signal.SIGTERM)
         assert parent.wait(60) != 0
-        assert tuners(tmp_path) == []
+        until_s = time.monotonic() + 60.0
+        while tuners(tmp_path):  # it dies with its parent, by the kernel's hand, a moment later
+            assert time.monotonic() < until_s
+            time.sleep(0.02)
     finally:
         parent.kill()
         parent.wait()
