@@ -131,9 +131,14 @@ def _events(event: type[BaseModel]) -> _Object:
         "required": ["data"],
         "properties": {
             "data": {
-                "type": "string",
-                "contentMediaType": "application/json",
-                "contentSchema": {"anyOf": either},
+                "anyOf": [
+                    {"const": "[DONE]"},
+                    {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"anyOf": either},
+                    },
+                ]
             }
         },
     }
