@@ -17,6 +17,10 @@ class Ledger:
         self._problem = problem
         self.done = [False] * problem.tasks
         self.left = problem.tasks
+        self._waits: list[int] = []
+        """Per task: predecessors that are not done."""
+        self._ready: set[int] = set()
+        self._look()
         self._where: list[set[int]] = [set() for _ in problem.nbytes]
         self._made_at: dict[int, int] = {}
         self._readers: list[set[int]] = [set() for _ in problem.nbytes]
@@ -59,11 +63,11 @@ class Ledger:
 
     def is_ready(self, task: int) -> bool:
         """Not done, and all that it waits for is."""
-        return not self.done[task] and all(self.done[p] for p in self._problem.predecessors[task])
+        return task in self._ready
 
     def ready(self) -> list[int]:
         """Tasks that are ready, in order of submission."""
-        return [task for task in self._problem.order if self.is_ready(task)]
+        return sorted(self._ready)
 
     def came(self, version: int, node: int) -> None:
         """A copy is there."""
@@ -73,6 +77,11 @@ class Ledger:
         """A task is done; versions that nobody needs any more."""
         self.done[task] = True
         self.left -= 1
+        self._ready.discard(task)
+        for follower in self._problem.successors[task]:
+            self._waits[follower] -= 1
+            if not self._waits[follower] and not self.done[follower]:
+                self._ready.add(follower)
         for version in self._problem.outputs[task]:
             self._where[version] = {node}
             self._made_at[version] = node
@@ -107,8 +116,14 @@ class Ledger:
                 self.done[producer] = False
                 self.left += 1
                 needed += [v for v in self._problem.inputs[producer] if self._gone(v)]
+        self._look()
         initial = range(len(self._problem.home))
         return [version for version in initial if self.needed(version) and not self._where[version]]
+
+    def _look(self) -> None:
+        """Work out anew who waits for how many."""
+        self._waits = [sum(not self.done[p] for p in before) for before in self._problem.predecessors]
+        self._ready = {t for t, count in enumerate(self._waits) if not count and not self.done[t]}
 
     def _gone(self, version: int) -> bool:
         producer = self._problem.producer[version]
