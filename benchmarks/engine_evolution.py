@@ -34,13 +34,14 @@ from execution.compiler.cache import ArtifactCache
 from execution.engines.torch import TorchEngine
 from execution.live.decode.unit import DecodeSettings
 from execution.live.journal import FileJournal
-from execution.live.service import ExecutionEvolution
+from execution.live.module_rounds import ModuleSettings
+from execution.live.service import EvolutionSettings, ExecutionEvolution
 from loop.contracts.engine import EngineSpec
 
 MODEL, NEW_TOKENS, PROMPTS = "tiny-llama", 96, 24
 LOAD_STREAMS = 16
 GAIN, GAIN_INT8, DISTURBANCE, PAUSE_MS, OVERHEAD = 1.3, 2.0, 1.2, 1.0, 0.01
-_LIMIT_S = 120.0
+_LIMIT_S = 600.0
 Row = dict[str, Any]
 
 
@@ -73,7 +74,7 @@ async def _one(options: Options, threads: int, *, int8: bool) -> tuple[list[Row]
                 with progress(options, f"{name}, {threads} threads: torch.compile of the peer"):
                     await compile_modules(peer)
                     await Load(peer, prompts, NEW_TOKENS).block(max(streams), 1)
-            evolution = _evolution(engine, threads, Path(folder), int8=int8)
+            evolution = _evolution(engine, threads, Path(folder), int8=int8, quick=options.quick)
             load = Load(engine, prompts, NEW_TOKENS)
             with progress(options, f"{name}, {threads} threads: evolution under load"):
                 live = await _evolve(load, evolution, 3.0 if options.quick else 6.0)
@@ -232,12 +233,16 @@ def _engine(threads: int) -> TorchEngine:
     return TorchEngine(EngineSpec(engine="torch", model=MODEL, options={"threads": threads, "max_lanes": 64}))
 
 
-def _evolution(engine: TorchEngine, threads: int, folder: Path, *, int8: bool) -> ExecutionEvolution:
+def _evolution(
+    engine: TorchEngine, threads: int, folder: Path, *, int8: bool, quick: bool
+) -> ExecutionEvolution:
+    modules = ModuleSettings(most=1) if quick else ModuleSettings()
     return ExecutionEvolution.of(
         engine,
         DecodeSettings(MODEL, 0, threads, int8=int8),
         cache=ArtifactCache(folder / "cache"),
         journal=FileJournal(folder / "journal.jsonl"),
+        settings=EvolutionSettings(modules=modules),
     )
 
 

@@ -10,6 +10,7 @@ Entry = dict[str, Any]
 _WORDS = {
     "started": "began to watch {model} on {threads} threads",
     "hot": "{unit} at {rows} rows could win {could_win_s:.3f} s of {spent_s:.3f} s",
+    "searching": "{unit} at {rows} rows: looking for better, it takes {share:.1%} of the time",
     "compiling": "{unit}: compiling {variant}",
     "compiled": "{unit}: {variant} compiled in {seconds:.1f} s ({cpu_s:.1f} CPU seconds)",
     "right": "{unit}: {variant} is right in {cases} cases; typical error {error_rms:.2g}, the original's {eager_error_rms:.2g}",
@@ -32,6 +33,7 @@ _WORDS = {
 }
 _DONE = {"confirmed": "in force", "swapped": "in force", "recalled": "in force", "accepted": "accepted",
          "refused": "refused", "taken-back": "taken back", "swapped-back": "swapped back", "compiling": "compiling",
+         "searching": "compiling",
          "compiled": "compiled", "right": "proven right", "raced": "proven faster", "unconfirmed": "in force"}  # fmt: skip
 
 
@@ -80,6 +82,8 @@ def state_of(entries: Sequence[Entry]) -> dict[str, Any]:
             rows[key] = (unit, "", "hot", in_words(entry))
         elif event in _DONE:
             variant = str(entry.get("variant") or "")
+            if isinstance(entry.get("rows"), str):  # of a module, at one bucket
+                unit = f"{unit} {entry['rows']}"
             rows[unit, variant] = (unit, variant, _DONE[event], in_words(entry))
     last = entries[-1] if entries else {"event": "nothing yet"}
     return {"state": last["event"], "rows": list(rows.values())}

@@ -28,6 +28,7 @@ from execution.live.place import PlaceTrial
 _LAYER = re.compile(r"(^|\.)\d+(\.|$)")
 _BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _KEEP_BYTES, _KEEP_ONE_BYTES, _KEEP_EACH = 16 << 20, 1 << 20, 3
+_LEAST_EVERY = 16
 _TEXTS, TEXT_TOKENS = 16, 192
 
 
@@ -73,6 +74,8 @@ class HotPath:
     """What the roofline says is needed."""
     share: float
     """Of all step time."""
+    prompts: bool = False
+    """Whether this is of steps with prompts."""
 
     @property
     def could_win_s(self) -> float:
@@ -106,7 +109,6 @@ class StepSampler:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self._core, self._threads, self._share, self._clock = core, threads, share, clock
-        self.every = every
         self.steps = 0
         self.sampled = 0
         self.by_rows: dict[int, StepStatistics] = defaultdict(StepStatistics)
@@ -127,7 +129,9 @@ class StepSampler:
         self._watched: list[_Watched] | None = None
         self._open: list[_Watched] = []
         self._calls: list[tuple[_Watched, int, float, int]] = []
-        self._until = every
+        self._every = {True: every, False: every}
+        """Of steps without prompts, and with: those are few, and seldom alike."""
+        self._until = dict(self._every)
         self._attached_s = 0.0
 
     # ---- StepObserver ----
@@ -138,8 +142,9 @@ class StepSampler:
         if trial is not None:
             trial.begins(sum(size for _, size in schedule.prompts))
             return  # it measures whole steps: nobody may disturb it
-        self._until -= 1
-        if self._until <= 0:
+        pure = not schedule.prompts
+        self._until[pure] -= 1
+        if self._until[pure] <= 0:
             began_s = self._clock()
             self._attach(schedule)
             self._attached_s = self._clock() - began_s
@@ -160,6 +165,11 @@ class StepSampler:
             trial.ended(rows, taken_s, prompt_tokens=sum(size for _, size in schedule.prompts))
 
     # ---- For others ----
+
+    @property
+    def every(self) -> int:
+        """One step in so many is looked at closely, of those without prompts."""
+        return self._every[True]
 
     @property
     def overhead(self) -> float:
@@ -193,6 +203,7 @@ class StepSampler:
                     spent.time_s * scale,
                     min(floor_s, spent.time_s) * scale,
                     spent.time_s * scale / max(total_s, 1e-9),
+                    prompts=not pure,
                 )
             )
         return sorted(found, key=lambda path: -path.could_win_s)
@@ -262,10 +273,11 @@ class StepSampler:
         self.excess_s += excess_s
         kind.steps += 1
         kind.time_s += taken_s
-        if pure and kind.recent_s:
+        if kind.recent_s:
             wanted = int(excess_s / (self._share * max(like_s, 1e-9))) + 1
-            self.every = max(16, min(4096, (3 * self.every + wanted) // 4))
-        self._until = self.every
+            least = _LEAST_EVERY if pure else _LEAST_EVERY // 4
+            self._every[pure] = max(least, min(4096, (3 * self._every[pure] + wanted) // 4))
+        self._until[pure] = self._every[pure]
 
 
 def bytes_of(value: Any) -> int:

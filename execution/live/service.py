@@ -17,17 +17,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 import torch
 
-from execution.compiler.budget import Budget
 from execution.compiler.cache import ArtifactCache, CacheError, default_root
 from execution.compiler.port import Bucket, CompileError
-from execution.compiler.service import CompilerService
 from execution.compiler.verdict import Speed
 from execution.engines.torch.core import DECODE, EngineCore
 from execution.engines.torch.decode import DecodeStep
@@ -38,9 +36,9 @@ from execution.live.decode.cases import Case
 from execution.live.decode.shape import NotDecodableError
 from execution.live.decode.unit import DecodeSettings, DecodeUnit, record_case
 from execution.live.journal import ExecutionJournal, FileJournal
-from execution.live.modules import Made, ModuleUnit
+from execution.live.module_rounds import ModuleRounds, ModuleSettings
 from execution.live.place import PlaceTrial
-from execution.live.sampler import TEXT_TOKENS, StepSampler, group_of, measure_peaks
+from execution.live.sampler import TEXT_TOKENS, HotPath, StepSampler, group_of, measure_peaks
 from execution.live.significance import paired_speed
 from execution.live.swap import Guarded, GuardedDecode
 from execution.live.variants import Table, Variant
@@ -68,22 +66,8 @@ class EvolutionSettings:
     watch_every_s: float = 1.0
     decode: bool = True
     """Whether the decode step as a whole is evolved."""
-    modules: int = 0
-    """Kinds of single modules that are tried after the decode step; 0: none."""
-    module_backends: tuple[str, ...] | None = None
-    """Who compiles them, as execution.compiler.backends names them; None: all that work here."""
-    module_min_gain: float = 1.03
-    """Of a kernel over the module alone."""
-    module_min_gain_in_place: float = 1.0
-    """Of the engine's steps; what has less is taken back."""
-    module_priority: Literal["normal", "low", "lowest", "idle"] = "low"
-    """Of their compilers, as execution.compiler.budget says."""
-    module_check_every: int = 500
-    """Calls of a compiled module, of which one is checked against the original."""
-    module_share: float = 0.02
-    """Of the time, at least, that such a kind must take."""
-    module_compile_s: float = 45.0
-    """Recipes that are expected to take longer are left out."""
+    modules: ModuleSettings = field(default_factory=ModuleSettings)
+    """Of what is tried after it: single modules."""
     cpu_s_per_minute: int = 60
 
 
@@ -114,8 +98,7 @@ class ExecutionEvolution:
         self.pauses_ms: list[float] = []
         """How long each exchange held up the step thread."""
         self._unit: DecodeUnit | None = None
-        self._modules: ModuleUnit | None = None
-        self._compilers: CompilerService | None = None
+        self._modules: ModuleRounds | None = None
         self.guard: GuardedDecode | None = None
         """In the place of the decode step, once it is installed."""
         self._faults: queue.SimpleQueue[tuple[str, Variant, str]] = queue.SimpleQueue()
@@ -140,9 +123,9 @@ class ExecutionEvolution:
         self._stop.set()
         if self._unit is not None:
             self._unit.workshop.close()
-        compilers, self._compilers = self._compilers, None
-        if compilers is not None:
-            compilers.close()
+        modules = self._modules
+        if modules is not None:
+            modules.close()
         if self._thread.is_alive():
             self._thread.join(10.0)
 
@@ -163,7 +146,7 @@ class ExecutionEvolution:
     def report(self) -> dict[str, Any]:
         """Plain values: what is hot, in force, refused, and why."""
         unit = self._unit
-        modules = {} if self._modules is None else dict(self._modules.guards)
+        modules = {} if self._modules is None else dict(self._modules.unit.guards)
         guards: list[Guarded | GuardedDecode] = [*modules.values()]
         if self.guard is not None:
             guards.append(self.guard)
@@ -202,11 +185,11 @@ class ExecutionEvolution:
         unit = None
         try:
             if self._settings.decode:
-                unit = self._unit = self._between(self._make_unit)
+                unit = self._unit = self.between(self._make_unit)
         except (NotDecodableError, CompileError) as error:
             self.state = "watching"
             self._journal.note("refused", unit=DECODE, stage="capture", reason=str(error))
-        self._between(self._install)
+        self.between(self._install)
         if unit is not None:
             began_s = time.perf_counter()
             if unit.recall() and self._exchange(unit.table()):
@@ -222,7 +205,7 @@ class ExecutionEvolution:
                 if self._exchange(unit.table()):
                     self._journal.note("swapped", unit=DECODE, in_force=self.report()["in_force"],
                                        pause_ms=self.pauses_ms[-1], since_found_s=time.monotonic() - found_s)  # fmt: skip
-                self._handle_faults()
+                self.handle_faults()
 
             unit.work(sizes, cases, texts, better)
         if unit is not None:
@@ -230,123 +213,66 @@ class ExecutionEvolution:
         self._evolve_modules()
         self.state = "watching"
         while not self._stop.wait(self._settings.watch_every_s):
-            self._handle_faults()
+            self.handle_faults()
             if unit is not None:
                 self._watch_speed()
                 if self._enabled.is_set() and self.sampler.trial is None:
                     self._try_in_place(unit)
             if self._modules is not None:
-                self._modules.check_pending()
+                self._modules.look()
             self._look()
 
     def _evolve_modules(self) -> None:
         """What the decode step leaves: the kinds of modules in which the most could be won."""
-        if not self._settings.modules:
+        settings = self._settings.modules
+        if not settings.most:
             return
         self.state = "observing"
-        self._between(lambda _: self.sampler.forget())
-        while self.sampler.steps < self._settings.observe_steps or not self.sampler.sampled:
-            self._pause()
-        budget = Budget(
-            cpu_s_per_minute=float(self._settings.cpu_s_per_minute), priority=self._settings.module_priority
-        )
-        self._compilers = service = CompilerService(
-            self._cache, backends=self._settings.module_backends, budget=budget
-        )
-        for backend, reason in service.missing.items():
-            self._journal.note("refused", unit="modules", variant=backend, stage="choice", reason=reason)
-        unit = self._modules = self._between(
-            lambda core: ModuleUnit(
-                core,
-                service,
-                self._journal,
-                lambda *fault: self._faults.put(fault),
-                threads=self._decode.threads,
-                min_gain=self._settings.module_min_gain,
-                check_every=self._settings.module_check_every,
-            )
-        )
-        self._look()
-        paths = self.sampler.profile(self._peaks)
-        for candidate in unit.candidates(self.sampler, paths, least_share=self._settings.module_share)[
-            : self._settings.modules
-        ]:
-            self.state = f"compiling {candidate.group}"
-            self._journal.note("compiling", unit=candidate.group, rows=str(candidate.bucket),
-                               could_win_s=candidate.path.could_win_s, share=candidate.path.share)  # fmt: skip
-            inputs = list(self.sampler.inputs[candidate.group, candidate.path.rows])
-            for made in unit.compile(candidate, inputs, limit_s=self._settings.module_compile_s):
-                self._swap_modules(unit, made)
-                self._handle_faults()
-            if self._stop.is_set():
-                raise _Closed
-        self._between(lambda _: self.sampler.forget())  # guards stand in other modules' places
-
-    def _swap_modules(self, unit: ModuleUnit, made: Made) -> None:
-        """All layers at once; then in place, blocks of steps with and without."""
-        group, bucket = made.candidate.group, made.candidate.bucket
-        like = self.sampler.inputs[group, made.candidate.path.rows][0]
-
-        def swap(core: EngineCore) -> float:
-            began_s = time.perf_counter()
-            unit.swap_in(core, made, like)
-            return 1e3 * (time.perf_counter() - began_s)
-
-        self.pauses_ms.append(self._between(swap))
-        if not self._enabled.is_set():
-            self._between(lambda _: unit.switch(on=False))
-            return
-        self._journal.note("swapped", unit=group, rows=str(bucket), variant=made.recipe,
-                           pause_ms=self.pauses_ms[-1])  # fmt: skip
-        native = self.guard is not None and bool(self.guard.table.by_rows)
-        mixed = native or bucket.least > max(
-            self.sampler.sizes(), default=0
-        )  # seen in steps with prompts only
-        trial = PlaceTrial(
-            list(made.variants.values()),
+        self.between(lambda _: self.sampler.forget())
+        until_s = time.monotonic() + settings.look_again_s
+        while self.sampler.steps < self._settings.observe_steps or (
+            self.sampler.sampled < settings.samples and time.monotonic() < until_s
+        ):
+            self.wait()
+        self._modules = ModuleRounds(
+            self, settings, self._cache, self._journal, lambda *fault: self._faults.put(fault),
+            threads=self._decode.threads, cpu_s_per_minute=float(self._settings.cpu_s_per_minute),
             pairs=self._settings.place_pairs,
-            block=3 if mixed else 6,
-            mixed=mixed,
-        )
-        self._run_trial(trial)
-        verdicts = trial.verdicts(threads=self._decode.threads, min_gain=1.0)
-        least = self._settings.module_min_gain_in_place
-        best = max(verdicts.values(), key=lambda s: s.pairs, default=None)
-        if best is None:
-            self._journal.note(
-                "unconfirmed", unit=group, variant=made.recipe, reason="too few steps in place to judge by"
-            )
-        elif best.ratio < least:
-            variant = next(iter(made.variants.values()))
-            self._between(lambda core: unit.take_back(core, variant, group))
-            self._journal.note("taken-back", unit=group, variant=made.recipe, ratio=best.ratio, p=best.p_value,
-                               pairs=best.pairs, reason="no faster in place")  # fmt: skip
-        else:
-            self._journal.note("confirmed" if best.ok else "unconfirmed", unit=group,
-                               variant=made.recipe, ratio=best.ratio, p=best.p_value, pairs=best.pairs)  # fmt: skip
+        )  # fmt: skip
+        self._modules.work(settings.most)
 
-    def _run_trial(self, trial: PlaceTrial) -> None:
+    @property
+    def enabled(self) -> bool:
+        """Whether variants may serve."""
+        return self._enabled.is_set()
+
+    def profile(self) -> list[HotPath]:
+        """What is hot, most to win first."""
+        self._look()
+        return self.sampler.profile(self._peaks)
+
+    def run_trial(self, trial: PlaceTrial) -> None:
+        """Until it has enough, its time is over, or something is wrong."""
         before, self.state = self.state, "trying in place"
         self.sampler.trial = trial
         until_s = time.monotonic() + self._settings.place_limit_s
         try:
             while not trial.enough and time.monotonic() < until_s and self._faults.empty():
-                self._pause()
+                self.wait()
         finally:
-            self._between(lambda _: trial.end(on=True))
+            self.between(lambda _: trial.end(on=True))
             self.sampler.trial = None
             self.state = before
 
     def _modules_on(self, *, on: bool) -> None:
-        unit = self._modules
-        if unit is None:
-            return
-        self._between(lambda _: unit.switch(on=on))
+        modules = self._modules
+        if modules is not None:
+            self.between(lambda _: modules.unit.switch(on=on))
 
     def _in_force(self) -> dict[str, Any]:
         found: dict[str, Any] = {} if self.guard is None else dict(_in_force(self.guard.table))
-        for name, guard in {} if self._modules is None else dict(self._modules.guards).items():
-            for bucket, variant in _in_force(guard.table).items():
+        for name, table in {} if self._modules is None else self._modules.in_force().items():
+            for bucket, variant in _in_force(table).items():
                 found[f"{name} {bucket}"] = variant
         return found
 
@@ -365,7 +291,7 @@ class ExecutionEvolution:
     def _observe(self) -> None:
         self.state = "observing"
         while self.sampler.steps < self._settings.observe_steps or not self.sampler.sampled:
-            self._pause()
+            self.wait()
         self._look()
         for path in self.hot[:5]:
             self._journal.note("hot", **path)
@@ -392,10 +318,10 @@ class ExecutionEvolution:
         for _ in range(4 * self._settings.recorded_steps):
             if len(cases) >= self._settings.recorded_steps:
                 break
-            case = self._between(copy)
+            case = self.between(copy)
             if case is not None:
                 cases.append(case)
-            self._pause()
+            self.wait()
         return cases
 
     def _try_in_place(self, unit: DecodeUnit) -> None:
@@ -413,7 +339,7 @@ class ExecutionEvolution:
         if not recent:
             return
         trial = PlaceTrial(list(set(news.values())), pairs=self._settings.place_pairs)
-        self._run_trial(trial)
+        self.run_trial(trial)
         verdicts = trial.verdicts(threads=self._decode.threads, min_gain=self._settings.min_gain_in_place)
         for bucket, speed in verdicts.items():
             variant = news.get(bucket.least) or guard.table.pick(bucket.least)
@@ -450,7 +376,8 @@ class ExecutionEvolution:
             if slower.ok:
                 self._faults.put((DECODE, variant, f"slow-down: the original is {slower.ratio:.2f}x as fast"))
 
-    def _handle_faults(self) -> None:
+    def handle_faults(self) -> None:
+        """Take out for good what was reported."""
         while not self._faults.empty():
             place, variant, what = self._faults.get()
             self._journal.note("swapped-back", unit=place, variant=variant.name, reason=what)
@@ -458,7 +385,7 @@ class ExecutionEvolution:
             modules = self._modules
             if place != DECODE and modules is not None:
                 group = group_of(place)
-                self._between(lambda core: modules.take_back(core, variant, group))  # noqa: B023 awaited here
+                self.between(lambda core: modules.unit.take_back(core, variant, group))  # noqa: B023 awaited here
             elif self._unit is not None:
                 self._unit.ban(variant, what, None)
                 if self._enabled.is_set():
@@ -479,10 +406,11 @@ class ExecutionEvolution:
                 core.scheduler.drop_prefixes()
             return 1e3 * (time.perf_counter() - began_s)
 
-        self.pauses_ms.append(self._between(swap))
+        self.pauses_ms.append(self.between(swap))
         return True
 
-    def _between(self, question: Callable[[EngineCore], T]) -> T:
+    def between(self, question: Callable[[EngineCore], T]) -> T:
+        """Ask the step thread between two steps; raises when all is to end."""
         try:
             answer: Future[T] = self._engine.between_steps(question)
         except EngineError as error:
@@ -497,8 +425,9 @@ class ExecutionEvolution:
                 if self._stop.is_set() or time.monotonic() > until_s:
                     raise _Closed from None
 
-    def _pause(self) -> None:
-        if self._stop.wait(_POLL_S):
+    def wait(self, seconds: float = _POLL_S) -> None:
+        """For a moment; raises when all is to end."""
+        if self._stop.wait(seconds):
             raise _Closed
 
 

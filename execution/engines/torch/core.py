@@ -161,10 +161,13 @@ class EngineCore:
                 self.scheduler.drop_prefixes()
             return old
         owner, _, last = name.rpartition(".")
-        if name not in self.modules():
+        try:
+            holder, old = self.model.get_submodule(owner), self.model.get_submodule(name)
+        except AttributeError:
+            holder = old = self.model
+        if old is self.model:
             raise KeyError(f"no module {name!r} in this model")
-        old = self.model.get_submodule(name)
-        setattr(self.model.get_submodule(owner), last, module)
+        setattr(holder, last, module)
         if not same_function:
             self.scheduler.drop_prefixes()
         return old

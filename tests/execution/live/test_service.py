@@ -15,6 +15,7 @@ from execution.compiler.port import Bucket
 from execution.engines.torch import TorchEngine
 from execution.live.decode.unit import DecodeSettings
 from execution.live.journal import FileJournal
+from execution.live.module_rounds import ModuleSettings
 from execution.live.service import EvolutionSettings, ExecutionEvolution
 from execution.live.variants import Table, Variant
 from loop.contracts.engine import EngineRequest, EngineSpec, SamplingParams
@@ -22,7 +23,9 @@ from tests.execution.live.conftest import needs_compiler
 
 pytestmark = [pytest.mark.slow, needs_compiler]
 MODEL, STREAMS = "micro-llama", 3
-SETTINGS = EvolutionSettings(observe_steps=20, place_pairs=4, place_limit_s=5.0, watch_every_s=0.05)
+SETTINGS = EvolutionSettings(
+    observe_steps=20, place_pairs=4, place_limit_s=5.0, watch_every_s=0.05, modules=ModuleSettings(most=0)
+)
 _LIMIT_S = 240.0
 Entry = dict[str, Any]
 
@@ -136,8 +139,11 @@ def test_it_evolves_under_load_is_recalled_by_the_next_and_taken_back_when_asked
 
     entry = next(iter((tmp_path / "cache" / "entries").rglob("decode.so")))
     for path in (tmp_path / "cache" / "entries").rglob("decode.so"):
-        path.chmod(0o600)
-        path.write_bytes(path.read_bytes()[:-7] + b"garbage")
+        torn = path.with_name(
+            "torn"
+        )  # another file: this process has the old one mapped, and runs it at its exit
+        torn.write_bytes(path.read_bytes()[:-7] + b"garbage")
+        torn.replace(path)
     assert entry.is_file()
     damaged = live(tmp_path, elsewhere)
     assert not damaged.of("cache-hit")
