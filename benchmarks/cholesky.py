@@ -159,6 +159,28 @@ def problem_of(model: Measured, tiles: int, options: argparse.Namespace, *, cont
     )
 
 
+class Column:
+    """The rows of one machine and size, each over the same bound."""
+
+    def __init__(self, model: Measured, tiles: int, bound_s: float) -> None:
+        self.common = {"machine": model.name, "tiles": tiles}
+        self.bound_s = bound_s
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, scheduler: str, links: str, makespan_s: float, took_s: float | None = None) -> None:
+        """One row."""
+        self.rows.append(
+            {
+                **self.common,
+                "links": links,
+                "scheduler": scheduler,
+                "over_bound": makespan_s / self.bound_s,
+                "makespan_ms": 1e3 * makespan_s,
+                "planning_s": took_s,
+            }
+        )
+
+
 def one_column(
     model: Measured, tiles: int, options: Options
 ) -> tuple[list[dict[str, Any]], list[Target], Problem, Plan]:
@@ -171,43 +193,36 @@ def one_column(
     planned_s = time.perf_counter() - began
     check(trace_of(plan), exact=True)
     area_s, path_s = area(problem).bound_s, critical_path_s(problem)
-    bound_s = max(area_s, path_s)
-    rows: list[dict[str, Any]] = []
-    common = {"machine": model.name, "tiles": tiles}
-
-    def row(scheduler: str, links: str, makespan_s: float, took_s: float | None) -> None:
-        rows.append(
-            {
-                **common,
-                "links": links,
-                "scheduler": scheduler,
-                "over_bound": makespan_s / bound_s,
-                "makespan_ms": 1e3 * makespan_s,
-                "planning_s": took_s,
-            }
-        )
-
-    row("planner", "contended", check(replay(plan), exact=True).makespan_s, planned_s)
+    column = Column(model, tiles, max(area_s, path_s))
     free = problem_of(model, tiles, options.extra, contention=False)
-    row(
-        "planner",
-        "free",
-        check(
-            replay(Planner(budget_s, clock=time.process_time).plan(free, options.seed)), exact=True
-        ).makespan_s,
-        None,
-    )
-    row("planner", "no prefetch", check(simulate(problem, Following(plan), prefetch=False)).makespan_s, None)
+    freely = Planner(budget_s, clock=time.process_time).plan(free, options.seed)
+    column.add("planner", "contended", check(replay(plan), exact=True).makespan_s, planned_s)
+    column.add("planner", "free", check(replay(freely), exact=True).makespan_s)
+    late = check(simulate(problem, Following(plan), prefetch=False))
+    column.add("planner", "no prefetch", late.makespan_s)
+    peers(column, problem, free)
+    column.add("bound: area", "-", area_s)
+    column.add("bound: critical path", "-", path_s)
+    column.add("bound: staged, tighter", "-", staged_bound_s(problem))
+    published, targets = judged(model, tiles, options, plan.makespan_s / column.bound_s)
+    if tiles == max(TILES):
+        name = f"planning_s/{model.name}/{problem.tasks}_tasks"
+        targets.append(Target(name, planned_s, PLAN_TARGET_S, "lower", "s"))
+    return [*column.rows, *published], targets, problem, plan
+
+
+def peers(column: Column, problem: Problem, free: Problem) -> None:
+    """HEFT and PEFT as plans, StarPU's policies as dispatchers."""
     literature: tuple[Heft | Peft, ...] = (Heft(), Peft())
     for peer in literature:
         for links, of in (("contended", problem), ("free", free)):
             began = time.perf_counter()
             made = peer.plan(of)
             took_s = time.perf_counter() - began
-            row(peer.name, links, check(replay(made), exact=True).makespan_s, took_s)
+            column.add(peer.name, links, check(replay(made), exact=True).makespan_s, took_s)
             if of is problem:
                 late = check(simulate(of, Following(made), prefetch=False)).makespan_s
-                row(peer.name, "no prefetch", late, None)
+                column.add(peer.name, "no prefetch", late)
     policies: tuple[type[Dmda | Eager], ...] = (Dmdas, Dmda, Eager)
     for make in policies:
         for links, of, prefetch in (
@@ -216,30 +231,21 @@ def one_column(
             ("no prefetch", problem, False),
         ):
             trace = check(simulate(of, make(), prefetch=prefetch), exact=True)
-            row(make.name, links, trace.makespan_s, None)
-    tight_s = staged_bound_s(problem)
-    row("bound: area", "-", area_s, None)
-    row("bound: critical path", "-", path_s, None)
-    row("bound: staged, tighter", "-", tight_s, None)
-    targets = []
-    if model.name in PUBLISHED and tiles in TILES and options.extra.tile_bytes == TILE_BYTES:
-        at = TILES.index(tiles)
-        for scheduler, figures in PUBLISHED[model.name].items():
-            rows.append({**common, "links": "published", "scheduler": scheduler, "over_bound": figures[at]})
-        best = min(PUBLISHED[model.name][name][at] for name in ("dmdas", "heft"))
-        name = f"over_bound/{model.name}/{tiles}"
-        targets.append(Target(name, plan.makespan_s / bound_s, best, "lower"))
-    if tiles == max(TILES):
-        targets.append(
-            Target(
-                f"planning_s/{model.name}/{problem.tasks}_tasks",
-                planned_s,
-                PLAN_TARGET_S,
-                "lower",
-                "s",
-            )
-        )
-    return rows, targets, problem, plan
+            column.add(make.name, links, trace.makespan_s)
+
+
+def judged(
+    model: Measured, tiles: int, options: Options, over_bound: float
+) -> tuple[list[dict[str, Any]], list[Target]]:
+    """Others' figures of the same column, and the best of them as target; none where nobody published any."""
+    if model.name not in PUBLISHED or tiles not in TILES or options.extra.tile_bytes != TILE_BYTES:
+        return [], []
+    at = TILES.index(tiles)
+    figures = {scheduler: values[at] for scheduler, values in PUBLISHED[model.name].items()}
+    common = {"machine": model.name, "tiles": tiles, "links": "published"}
+    rows = [{**common, "scheduler": scheduler, "over_bound": figure} for scheduler, figure in figures.items()]
+    best = min(figures["dmdas"], figures["heft"])
+    return rows, [Target(f"over_bound/{model.name}/{tiles}", over_bound, best, "lower")]
 
 
 def robustness(

@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,17 @@ def contended(problem: Problem) -> Problem:
     )
 
 
+def _small_problems(sizes: Sequence[int], seeds: Iterable[int]) -> Iterator[tuple[str, int, Problem, int]]:
+    """(links, tasks asked for, graph, seed): every family, and the smallest ones on contended links too."""
+    for links in ("free", "contended"):
+        for count in sizes if links == "free" else sizes[:1]:
+            for family in FAMILIES:
+                for seed in seeds:
+                    for ccr in CCRS if links == "free" else (0.5,):
+                        problem = random_problem(family, count, Setting(ccr=ccr), seed)
+                        yield links, count, problem if links == "free" else contended(problem), seed
+
+
 def small(options: Options) -> tuple[list[dict[str, Any]], list[Target]]:
     """Gaps to proven optima."""
     sizes = (10, 20) if options.quick else (10, 20, 30)
@@ -69,27 +80,15 @@ def small(options: Options) -> tuple[list[dict[str, Any]], list[Target]]:
         LookaheadHeft(),
         Online(Dmdas),
     ]
-    for links in ("free", "contended"):
-        for count in sizes if links == "free" else sizes[:1]:
-            for family in FAMILIES:
-                for seed in seeds:
-                    for ccr in CCRS if links == "free" else (0.5,):
-                        problem = random_problem(family, count, Setting(ccr=ccr), seed)
-                        if links == "contended":
-                            problem = contended(problem)
-                        made = {
-                            s.name: check(replay(s.plan(problem, seed)), exact=True).as_plan()
-                            for s in schedulers
-                        }
-                        exact = solve(
-                            problem, hint=made["planner"], limit_s=limit_s, quantum_s=1.0, seed=seed
-                        )
-                        tried[links, str(count)] += 1
-                        if not exact.proven or exact.plan is None:
-                            continue
-                        best_s = exact.plan.makespan_s
-                        for name, plan in made.items():
-                            gaps[links, str(count), name].append(plan.makespan_s / best_s - 1.0)
+    for links, count, problem, seed in _small_problems(sizes, seeds):
+        made = {s.name: check(replay(s.plan(problem, seed)), exact=True).as_plan() for s in schedulers}
+        exact = solve(problem, hint=made["planner"], limit_s=limit_s, quantum_s=1.0, seed=seed)
+        tried[links, str(count)] += 1
+        if not exact.proven or exact.plan is None:
+            continue
+        best_s = exact.plan.makespan_s
+        for name, plan in made.items():
+            gaps[links, str(count), name].append(plan.makespan_s / best_s - 1.0)
     rows: list[dict[str, Any]] = []
     for (links, about, name), values in gaps.items():
         rows.append(

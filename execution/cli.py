@@ -6,7 +6,7 @@ import typer
 
 from execution.graph.cli import show
 from execution.live.cli import app as live_app
-from execution.workload.cli import app as workload_app
+from loop.lazy_commands import add_lazily
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,7 +16,7 @@ app = typer.Typer(
 app.command("show")(show)
 app.registered_commands += live_app.registered_commands
 app.registered_groups += live_app.registered_groups
-app.add_typer(workload_app, name="workload")
+add_lazily(app, "workload", "execution.workload.cli:app", about="Traces, generators and scenarios.")
 
 
 @app.callback()

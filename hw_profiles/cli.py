@@ -11,23 +11,30 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from hw_profiles.errors import ProfileError
 from hw_profiles.loader import Shelf, load_cluster, load_model, packaged, problems_in, profile_file, shown
-from hw_profiles.performance.cli import calibrate
 from hw_profiles.profile import Profile
 from hw_profiles.schema import ModelSpec
-from hw_profiles.topology import Topology
 from hw_profiles.yamlfile import suggestion
+from loop.lazy_commands import add_lazily
+
+if TYPE_CHECKING:
+    from hw_profiles.topology import Topology
 
 app = typer.Typer(
     help="What hardware exists, and how fast it is.", no_args_is_help=True, add_completion=False
 )
-app.command()(calibrate)
+add_lazily(
+    app,
+    "calibrate",
+    "hw_profiles.performance.cli:calibrate",
+    about="Fit operator times and engine overheads from measurements, and write them with their provenance.",
+)
 
 
 class Kind(StrEnum):
@@ -89,6 +96,7 @@ def show(
 ) -> None:
     """One profile with the source of each figure; a cluster as a tree, with --svg as a picture."""
     from hw_profiles import show as view  # noqa: PLC0415 - rich's tables, not needed for --json
+    from hw_profiles.topology import Topology  # noqa: PLC0415 - networkx, not needed for --help
 
     with refusing():
         found = _any_profile(name)
@@ -217,6 +225,8 @@ def _any_profile(name: str) -> Profile | Topology:
 
 def _plain(found: Profile | Topology) -> dict[str, Any]:
     """For JSON: the profile as its file says, with what is derived from it."""
+    from hw_profiles.topology import Topology  # noqa: PLC0415 - networkx, not needed for --help
+
     profile = found.profile if isinstance(found, Topology) else found
     result: dict[str, Any] = {"kind": profile.kind, **profile.model_dump(by_alias=True, exclude_none=True)}
     if isinstance(profile, ModelSpec):

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import structlog
+from pydantic import TypeAdapter
 
 from loop.contracts import EngineLimits, EngineStats, Finish, ReplicaSpec, Request, RequestRecord, Role
+from loop.contracts.telemetry import Forecast, TelemetryWindow
 from loop.journal import Journal, JournalError
 
 RUN_NAME = "serving"
+_SEEN = TypeAdapter(TelemetryWindow)
+_EXPECTED = TypeAdapter(tuple[Forecast, ...])
 _log = structlog.get_logger(__name__)
 
 _SCHEMA = """
@@ -44,6 +48,9 @@ CREATE TABLE IF NOT EXISTS served_sample (
     max_num_seqs INTEGER NOT NULL, max_num_batched_tokens INTEGER NOT NULL, steps INTEGER NOT NULL,
     step_s REAL NOT NULL, preemptions INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
     generated_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, finished INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS served_telemetry (
+    run INTEGER NOT NULL REFERENCES run, tick INTEGER NOT NULL, seen TEXT NOT NULL, expected TEXT NOT NULL,
+    PRIMARY KEY (run, tick));
 """
 
 
@@ -121,6 +128,15 @@ class EngineSample:
     at_s: float
     replica: int
     stats: EngineStats
+
+
+@dataclass(frozen=True, slots=True)
+class ServedTelemetry:
+    """What the devices showed in the window before a tick, and what was expected of them at it."""
+
+    tick: int
+    seen: TelemetryWindow
+    expected: tuple[Forecast, ...]
 
 
 class ServingJournal(Journal):
@@ -231,6 +247,16 @@ class ServingJournal(Journal):
         ]
         self._many(_INSERT_SAMPLE, rows)
 
+    def telemetry(self, entry: ServedTelemetry) -> None:
+        """Add what devices showed before a tick."""
+        row = (
+            self._run,
+            entry.tick,
+            _SEEN.dump_json(entry.seen).decode(),
+            _EXPECTED.dump_json(entry.expected).decode(),
+        )
+        self._db.execute("INSERT OR REPLACE INTO served_telemetry VALUES (?, ?, ?, ?)", row)
+
     # -- reading -----------------------------------------------------------------------------------------
 
     def serving_runs(self) -> list[int]:
@@ -299,6 +325,18 @@ class ServingJournal(Journal):
         for row in rows:
             values = dict(zip(names, row[4:], strict=True))
             yield EngineSample(row[0], row[1], EngineStats(limits=EngineLimits(row[2], row[3]), **values))
+
+    def served_telemetry(self, run: int | None = None, *, tick: int | None = None) -> list[ServedTelemetry]:
+        """What devices showed in a live run (the last one by default), tick by tick, or before one tick."""
+        rows = self._db.execute(
+            "SELECT tick, seen, expected FROM served_telemetry"
+            " WHERE run = ? AND (? IS NULL OR tick = ?) ORDER BY tick",
+            (self._live(run), tick, tick),
+        )
+        return [
+            ServedTelemetry(number, _SEEN.validate_json(seen), _EXPECTED.validate_json(expected))
+            for number, seen, expected in rows
+        ]
 
     # -- details -----------------------------------------------------------------------------------------
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hw_profiles import ProfileError, load_cluster, load_model
-from loop.contracts import DeploymentOption
+from loop.lazy_commands import add_lazily
 from physical.placement.apply_cli import apply
 from physical.placement.cli import plan
-from physical.scheduling.cli import schedule
 from physical.telemetry.cli import probe, watch
+
+if TYPE_CHECKING:
+    from loop.contracts import DeploymentOption
 
 app = typer.Typer(
     help="Devices: what there is, how it fares, what runs where.", no_args_is_help=True, add_completion=False
@@ -27,7 +28,12 @@ app.command()(probe)
 app.command()(watch)
 app.command()(plan)
 app.command()(apply)
-app.command()(schedule)
+add_lazily(
+    app,
+    "schedule",
+    "physical.scheduling.cli:schedule",
+    about="Plan GRAPH on a machine in simulation: makespan, lower bound, and who does what when.",
+)
 
 
 @app.callback()
@@ -57,6 +63,7 @@ def options(
 ) -> None:
     """Every replica that fits CLUSTER, with its estimated throughput, best value for money first."""
     # Here, since numpy and scipy take longer to import than `--help` should.
+    from hw_profiles import ProfileError, load_cluster, load_model  # noqa: PLC0415
     from hw_profiles.performance import PerformanceModel  # noqa: PLC0415
     from hw_profiles.performance.coefficients import CoefficientsError  # noqa: PLC0415
     from physical.placement.options import deployment_options, requests_per_s  # noqa: PLC0415

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from loop.commands import archive, evolve, explain_policy, live, score
 from loop.contracts import PolicyFault, PolicySource
+from loop.lazy_commands import add_lazily
 from loop.logs import configure_logging
 from strategy.baselines import BaselineError, list_baselines, load_baseline
 from strategy.policy import PolicyModuleError, digest_of, summary_of
@@ -22,11 +22,44 @@ app = typer.Typer(
 )
 
 
-app.command("evolve")(evolve.evolve)
-app.command("score")(score.score)
-app.command("explain")(explain_policy.explain)
-app.add_typer(archive.app, name="archive")
-app.add_typer(live.app)  # without a name: promote, rollback, pin and the others stand beside these
+for _name, _place, _about in (
+    (
+        "evolve",
+        "evolve:evolve",
+        "Evolve a policy off line: on the windows of a workload, until a budget is spent.",
+    ),
+    (
+        "score",
+        "score:score",
+        "Replay policies over a workload, each in a sandbox, and compare them with the first one.",
+    ),
+    (
+        "explain",
+        "explain_policy:explain",
+        "Say what a policy does differently from a baseline, on which windows it wins or loses, and why.",
+    ),
+    ("archive", "archive:app", "Every candidate that ever was: its source, its scores, its end."),
+    (
+        "promote",
+        "live:promote",
+        "Let a policy serve from the next monitoring point on, without shadow and canary; it is watched.",
+    ),
+    (
+        "rollback",
+        "live:rollback",
+        "Take the latest change back: end a canary, else let the champion's predecessor serve again.",
+    ),
+    ("pin", "live:pin", "Let nothing replace the policy that serves, until `unpin`."),
+    ("unpin", "live:unpin", "Let evolution hand over policies again."),
+    ("kill", "live:kill", "Let the safe baseline serve, and evolution rest, until `revive`."),
+    ("revive", "live:revive", "Let evolution go on after `kill`, or after its error budget was spent."),
+    (
+        "status",
+        "live:status",
+        "Who serves, who is on its way, what the operator asked for, and what happened last.",
+    ),
+):
+    add_lazily(app, _name, f"loop.commands.{_place}", about=_about)
 
 
 @app.callback()

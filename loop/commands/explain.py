@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from loop.commands.explain_devices import devices_in_words, gate_in_words
 from loop.commands.failing import InputError, one_line_errors, refuse_other_files
 from loop.compose.explaining import decide_again
 from loop.journal import Decision, Journal
@@ -35,7 +38,10 @@ def explain(
                 raise InputError(f"{journal}: no tick {tick}; there are {known}")
             decision = decisions[tick]
             source = book.source(decision.policy)
-            for line in in_words(decision, f"{source.name} ({source.digest})"):
+            after = decisions.get(tick + 1)
+            until_s = after.observation.now_s if after is not None else math.inf
+            devices, gate = devices_in_words(journal, tick), gate_in_words(journal, decision, until_s)
+            for line in in_words(decision, f"{source.name} ({source.digest})", devices, gate):
                 console.print(line, highlight=False, soft_wrap=True)
             for step in book.evolution():
                 if step.tick == tick:
@@ -53,8 +59,10 @@ def explain(
                 console.print("decided again: the same answer, bit for bit")
 
 
-def in_words(decision: Decision, policy: str) -> list[str]:
-    """One decision, in lines of plain words."""
+def in_words(
+    decision: Decision, policy: str, devices: Sequence[str] = (), gate: Sequence[str] = ()
+) -> list[str]:
+    """One decision, in lines of plain words; `devices` and `gate` are lines on them, in their place."""
     obs = decision.observation
     lines = [f"tick {decision.tick} at {obs.now_s:,.1f} s, policy {policy}"]
     for d in obs.demand:
@@ -66,6 +74,7 @@ def in_words(decision: Decision, policy: str) -> list[str]:
     up = sum(1 for d in obs.devices if d.available)
     changed = f"; changed: {', '.join(obs.changes)}" if obs.changes else ""
     lines.append(f"seen: {up} of {len(obs.devices)} devices, {len(obs.replicas)} replicas{changed}")
+    lines += devices
     hurting = [f"{name} {value:+.2f}" for name, value in obs.signals if value]
     lines.append(
         f"felt: pain {obs.pain:.2f}, pleasure {obs.pleasure:.2f} ({', '.join(hurting) or 'nothing'})"
@@ -81,6 +90,7 @@ def in_words(decision: Decision, policy: str) -> list[str]:
             f"{len(after & before)} replicas; {decision.plan.reason or 'no reason given'} "
             f"(took {decision.solve_s:.2f} s)"
         )
+    lines += gate
     if decision.result is not None:
         r = decision.result
         lines.append(

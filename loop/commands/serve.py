@@ -68,6 +68,19 @@ def serve(
         str | None,
         typer.Option(help=f"What serves first: default, a policy file, or of {', '.join(list_baselines())}."),
     ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="First plan: a file of `physical plan --out`. Default: the policy's own."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool | None,
+        typer.Option(
+            "--dry-run/--no-dry-run",
+            help="Keep the first plan; only tell what each plan after it would change.",
+        ),
+    ] = None,
     window_s: Annotated[
         float | None, typer.Option(min=0.1, help="Seconds between monitoring points.")
     ] = None,
@@ -128,6 +141,8 @@ def serve(
         "cluster": cluster,
         "slots": slots,
         "policy": policy,
+        "plan": plan,
+        "gate": _given(dry_run=dry_run),
         "window_s": window_s,
         "host": host,
         "port": port,

@@ -46,6 +46,8 @@ def _head(status: ServingStatus) -> Table:
         f"{status.in_flight} in flight, {status.finished} served, {status.failed} failed, "
         f"{status.cancelled} cancelled",
     )
+    if status.machine:
+        table.add_row("machine", escape(status.machine))
     table.add_row(
         f"window {status.tick}" if status.tick >= 0 else "window", _window(status.last, status.window_s)
     )

@@ -21,13 +21,16 @@ from execution.engines.vllm.environment import interpreter
 from execution.replicas.plane import LivePlane
 from execution.replicas.remote import RemoteEngine
 from loop.compose.scoring import FALLBACK
+from loop.compose.serving_body import Body
 from loop.compose.serving_config import ServingConfig
 from loop.compose.serving_control import ControlSide
 from loop.compose.serving_data import DataSide, EngineBuilder, access_tokens, ended_within
+from loop.compose.serving_gate import GATE_FILE, GatedPlane, ReplicaActuator, ReplicaGate, plan_of_file
 from loop.compose.serving_world import ServedModel, ServingWorld
 from loop.contracts import Engine, EngineSpec, PolicySource
 from loop.gateway import loop_factory
 from loop.runner.serving_status import ServingStatus
+from physical.gate import GateRules
 from strategy.baselines import load_baseline
 
 _log = structlog.get_logger(__name__)
@@ -70,8 +73,9 @@ class ServingSession:
         build: EngineBuilder | None = None,
         on_ready: Callable[[ServingSession], None] = lambda _session: None,
     ) -> None:
-        """Open files and load the first policy; see ControlSide for what may be raised. `build`: None is a process
-        for each engine. `on_ready` is called once requests are accepted."""
+        """Open files and load the first policy; see ControlSide for what may be raised, and ServingConfigError of a
+        plan file. `build`: None is a process for each engine. `on_ready` is called once requests are accepted."""
+        self._told_plan = plan_of_file(config.plan) if config.plan is not None else None
         self.config = config
         self.world = world
         self.out = out
@@ -81,6 +85,7 @@ class ServingSession:
         self._control = ControlSide(config, world, first, self.status, out, fresh=fresh)
         self._data: DataSide | None = None
         self._plane: LivePlane | None = None
+        self._body: Body | None = None
         self._stopping: asyncio.Event | None = None
         self._signals = 0
         self._cut = 0
@@ -124,6 +129,7 @@ class ServingSession:
                 loop.add_signal_handler(number, self._signalled, number)
         try:
             data = self._data = DataSide(self.config, self.world, self.status, self._build)
+            data.body = self._body = self._watch(data)
             if await self._begin(data):
                 self._on_ready(self)
                 await self._serve(for_s)
@@ -142,9 +148,12 @@ class ServingSession:
         status, control = self.status, self._control
         gateway = await data.listen()
         status.phase = "the first policy makes its plan"
-        plan = await asyncio.to_thread(control.first_plan, data)
+        plan = self._told_plan
+        if plan is None:
+            plan = await asyncio.to_thread(control.first_plan, data)
         status.phase = "engines start"
-        deploying = asyncio.create_task(data.deploy(plan))
+        gate = self._gate(data)
+        deploying = asyncio.create_task(data.deploy(plan, gate))
         told = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({deploying, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -159,7 +168,8 @@ class ServingSession:
         dispatcher = data.dispatch_by(load_baseline(FALLBACK))
 
         def plane_of(control: ControlSide) -> LivePlane:
-            return LivePlane(
+            return GatedPlane(
+                gate,
                 data.manager,
                 dispatcher,
                 arrived=control.perception.arrived,
@@ -173,6 +183,35 @@ class ServingSession:
         data.open()
         status.url, status.phase = gateway.url, "serving"
         return True
+
+    def _gate(self, data: DataSide) -> ReplicaGate:
+        """What every plan passes."""
+        told = self.config.gate
+        rules = GateRules(
+            changes_per_minute=told.changes_per_minute,
+            max_share_stopped=told.max_share_stopped,
+            min_running=told.min_running,
+        )
+        actuator = ReplicaActuator(data.manager, asyncio.get_running_loop(), self.world.fits)
+        return ReplicaGate(
+            actuator, self.out / GATE_FILE, rules, dry_run=told.dry_run, tell=data.told_by_gate
+        )
+
+    def _watch(self, data: DataSide) -> Body | None:
+        """Begin to look at the devices; None: nobody wants it."""
+        if not self.config.telemetry.enabled:
+            return None
+        loop = asyncio.get_running_loop()
+        body = Body(
+            self.config.telemetry,
+            self.world,
+            data.manager.devices,
+            slo_wait_s=self.config.slo_ttft_s,
+            see=lambda devices: _soon(loop, lambda: data.manager.see_devices(devices)),
+            tell=self.status.happened,
+        )
+        body.start()
+        return body
 
     def _keep(self, plane: LivePlane) -> LivePlane:
         self._plane = plane
@@ -221,6 +260,8 @@ class ServingSession:
                     kill(pid)
             self._show()
             await asyncio.to_thread(self._control.close)
+            if self._body is not None:
+                await asyncio.to_thread(self._body.close)
             status.phase = "stopped"
 
     def _signalled(self, number: int) -> None:
@@ -244,6 +285,7 @@ class ServingSession:
         if data is None or data.dispatcher is None:
             return
         status.replicas = data.lines()
+        status.machine = self._body.in_words() if self._body is not None else ""
         status.in_flight = data.dispatcher.pending
         counts: dict[str, int] = {}
         for (_, outcome), count in data.dispatcher.outcomes.items():
@@ -273,6 +315,12 @@ def remote_engine(spec: EngineSpec, model: ServedModel) -> Engine:
         environment.setdefault("OMP_NUM_THREADS", str(spec.options.get("threads", 1)))
     python = model.python or (interpreter() if spec.engine == "vllm" else sys.executable)
     return RemoteEngine(spec, python=python, env=environment)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
+    """On the event loop, if it is still there."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(act)
 
 
 def kill(pid: int | None) -> None:

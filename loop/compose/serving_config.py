@@ -126,6 +126,30 @@ class ExecutionConfigSection(Strict):
         }
 
 
+class TelemetryConfigSection(Strict):
+    """How this machine is watched while it serves."""
+
+    enabled: bool = True
+    """Devices in the journal, in the metrics and in what is felt; a device that is lost gets no replicas."""
+    period_s: float = Field(default=0.1, ge=0.02, le=10)
+    """Between two looks at the GPUs; longer by itself where sampling takes more than `budget`."""
+    budget: float = Field(default=0.01, gt=0, le=1)
+    """Share of one core."""
+
+
+class GateConfigSection(Strict):
+    """What the gate allows of a plan, whoever made it."""
+
+    dry_run: bool = False
+    """After the first plan: tell what others would do, and do nothing."""
+    changes_per_minute: int = Field(default=60, ge=1)
+    """Plans that change something."""
+    max_share_stopped: float = Field(default=1.0, gt=0, le=1)
+    """Of the replicas, how many one plan may end; at least one may always be."""
+    min_running: int = Field(default=1, ge=0)
+    """Replicas that a plan must leave."""
+
+
 class ServingConfig(Strict):
     """All of it. Times in seconds."""
 
@@ -149,6 +173,9 @@ class ServingConfig(Strict):
     """None given: the small built-in one."""
     policy: str = "default"
     """What serves first: `default`, a baseline, or a policy file."""
+
+    plan: str | None = None
+    """A file of `physical plan --out` (or with an action `deploy`): the first plan; None: the policy makes it."""
 
     window_s: float = Field(default=15.0, gt=0)
     """Between two monitoring points."""
@@ -178,6 +205,8 @@ class ServingConfig(Strict):
     seed: int = 0
     evolution: EvolutionConfigSection = Field(default_factory=EvolutionConfigSection)
     execution: ExecutionConfigSection = Field(default_factory=ExecutionConfigSection)
+    telemetry: TelemetryConfigSection = Field(default_factory=TelemetryConfigSection)
+    gate: GateConfigSection = Field(default_factory=GateConfigSection)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -21,6 +21,7 @@ from execution.replicas.prefixes import BLOCK_TOKENS
 from loop.compose.experiment import baseline_source
 from loop.compose.objective import Objective, window_value
 from loop.compose.scoring import FALLBACK
+from loop.compose.serving_body import Body
 from loop.compose.serving_config import ServingConfig
 from loop.compose.serving_data import DataSide
 from loop.compose.serving_evolution import EvolutionProcess
@@ -39,7 +40,7 @@ from loop.contracts.live import LiveState
 from loop.controller import Controller, ControllerConfig
 from loop.guard import GuardConfig, GuardedPolicy, plan_problems
 from loop.journal import EvolutionRecord
-from loop.journal_serving import EngineSample, ServedRequest, ServingJournal
+from loop.journal_serving import EngineSample, ServedRequest, ServedTelemetry, ServingJournal
 from loop.perception import Perception
 from loop.runner.evolution import BackgroundEvolution
 from loop.runner.serving_policy import DuplexPolicy
@@ -88,6 +89,7 @@ class ControlSide:
         self._status = status
         self._out = out
         self._data: DataSide | None = None
+        self._body: Body | None = None
         self._memo = Memo()
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
@@ -110,6 +112,7 @@ class ControlSide:
             slo=self._slo,
             mode=ReplayMode.ONLINE,
             window_s=config.window_s,
+            ahead=lambda: self._body.ahead() if self._body is not None else (),
         )
         self._book = WindowBook()
         try:
@@ -145,6 +148,7 @@ class ControlSide:
     def start(self, plane_of: Callable[[ControlSide], LivePlane], data: DataSide) -> None:
         """Begin to decide; returns at once, `wait_ready` waits for the first decision's policy to be in place."""
         self._data = data
+        self._body = data.body
         plane = plane_of(self)
         self._background = self._evolution()
         self._thread = threading.Thread(target=self._drive, args=(plane,), name="controller", daemon=True)
@@ -185,11 +189,13 @@ class ControlSide:
         return self._perception
 
     def look(self) -> None:
-        """Now and then: write what happened to replicas, on the run's clock."""
+        """Now and then: look at the devices, and write what happened to replicas, on the run's clock."""
         data = self._data
         if data is None or data.dispatcher is None:
             return
         origin_s = data.dispatcher.origin_s
+        if self._body is not None:
+            self._body.look(data.load)
         while data.replica_news:
             news = data.replica_news.popleft()
             self.journal.replica(
@@ -276,11 +282,20 @@ class ControlSide:
         )
         self._loop = _Loop(plane, controller, source)
         self.journal.began(self._told(plane))
+        self._write_telemetry(0)
         return controller
+
+    def _write_telemetry(self, tick: int) -> None:
+        """What the devices showed up to a tick, and what is expected of them."""
+        data, body = self._data, self._body
+        if body is not None and data is not None and data.dispatcher is not None:
+            seen = body.window(data.dispatcher.origin_s)
+            self.journal.telemetry(ServedTelemetry(tick, seen, body.forecasts()))
 
     def _ended(self, result: WindowResult) -> None:
         """A window is over."""
         self.windows += 1
+        self._write_telemetry(result.index + 1)
         assert self._loop is not None and self._background is not None  # noqa: S101, PT018
         if result.index == 0:
             self.journal.began(self._told(self._loop.plane, self._loop.controller.origin_s))

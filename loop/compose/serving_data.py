@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +14,15 @@ from execution.replicas.events import ReplicaEvent, ReplicaEventKind
 from execution.replicas.manager import ManagerOptions, ReplicaManager
 from execution.replicas.plane import LiveDispatcher, live_dispatcher
 from hw_profiles.performance import InfeasibleError, ReplicaPerformance
+from loop.compose.serving_body import Body, Load
 from loop.compose.serving_config import DEFAULT_PORT, ServingConfig
+from loop.compose.serving_gate import ReplicaGate
 from loop.compose.serving_world import ServedModel, ServingWorld
 from loop.contracts import (
     EMPTY_PLAN,
     Engine,
     EngineSpec,
+    Metric,
     ModelCard,
     Plan,
     PlaneSnapshot,
@@ -71,7 +74,9 @@ class DataSide:
             ModelCard(m.name, specs[m.name].max_context_tokens, self._created, ready=False)
             for m in world.models
         ]
-        self._backend = LateBackend(tuple(cards))
+        self.body: Body | None = None
+        """What watches the devices; None: nobody does."""
+        self._backend = LateBackend(tuple(cards), beside=self._device_metrics)
         self.dispatcher: LiveDispatcher | None = None
         self.gateway: Gateway | None = None
         topology = world.world.topology
@@ -96,14 +101,14 @@ class DataSide:
         """Devices, and nothing on them."""
         return PlaneSnapshot(0.0, EMPTY_PLAN, self.manager.devices, (), (), Resources(), 0.0, 0.0)
 
-    async def deploy(self, plan: Plan) -> None:
-        """Bring the first plan up; every model has a replica that serves when this returns.
+    async def deploy(self, plan: Plan, gate: ReplicaGate) -> None:
+        """Bring the first plan up, through the gate; every model has a replica that serves when this returns.
 
         Raises:
             PlanError: it cannot be carried out.
             StartError: a model has no replica that came up.
         """
-        await self.manager.apply(plan)
+        await asyncio.to_thread(gate.deploy, plan)
         await self.manager.settled()
         missing = [m.name for m in self._world.models if not self.manager.serving(m.name)]
         if missing:
@@ -140,6 +145,19 @@ class DataSide:
                 )
             )
         return tuple(found)
+
+    def load(self) -> Load:
+        """Work of all replicas, as it was shown last. From any thread."""
+        if self.dispatcher is None:
+            return Load(0, 0, 0)
+        over = sum(dict(self.dispatcher.outcomes).values())
+        waiting = sum(line.waiting for line in self._status.replicas)
+        return Load(waiting, over + self.dispatcher.pending, over)
+
+    def told_by_gate(self, kind: str, words: str) -> None:
+        """The gate did something, or refused to: for the journal, and for whoever watches. From any thread."""
+        self.event_news.append(ServedEvent(time.monotonic(), kind, -1, "", (), words))
+        self._status.happened(f"gate: {kind}: {words}")
 
     def pids(self) -> tuple[int, ...]:
         """Of every engine process."""
@@ -181,6 +199,9 @@ class DataSide:
         self._backend.open(self.dispatcher)
 
     # -- details -----------------------------------------------------------------------------------------
+
+    def _device_metrics(self) -> Iterable[Metric]:
+        return () if self.body is None else self.body.metrics()
 
     def _engine(self, replica: ReplicaSpec) -> Engine:
         spec = self._world.engine_spec(replica, max_waiting=self._config.max_waiting, seed=self._config.seed)

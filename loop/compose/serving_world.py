@@ -67,6 +67,11 @@ class ServingWorld:
     on_cpu: bool
     """Devices are cores of this machine: an old and a new engine may share them for the moment of a change."""
 
+    @property
+    def simulated(self) -> bool:
+        """No engine runs on a device that is really there."""
+        return all(model.engine == "simulated" for model in self.models)
+
     def named(self, name: str) -> ServedModel:
         """A model by its name."""
         return next(m for m in self.models if m.name == name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from loop.contracts import (
@@ -34,7 +34,10 @@ class Perception:
         slo: Slo,
         mode: ReplayMode,
         window_s: float,
+        ahead: Callable[[], tuple[tuple[str, float], ...]] = lambda: (),
     ) -> None:
+        """`ahead`: signals of what is expected of the devices, in [-1, 1], felt beside those of what is."""
+        self._ahead = ahead
         self._models = tuple(models)
         self._options = options
         self._slo = slo
@@ -106,7 +109,8 @@ class Perception:
     ) -> Observation:
         """What a policy sees now. `released` are requests of this instant that are not submitted yet."""
         demand = self._demand_now(snapshot, released)
-        signals = _signals(demand if self._last else (), snapshot.devices, snapshot.replicas, self._slo)
+        felt = _signals(demand if self._last else (), snapshot.devices, snapshot.replicas, self._slo)
+        signals = (*felt, *self._ahead())
         values = [value for _, value in signals]
         return Observation(
             tick=tick,

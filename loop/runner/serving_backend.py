@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from itertools import chain
 
 from loop.contracts import (
     EngineOutput,
@@ -18,9 +19,12 @@ from loop.contracts import (
 class LateBackend:
     """A ServingBackend that another one takes the place of."""
 
-    def __init__(self, cards: tuple[ModelCard, ...]) -> None:
-        """`cards`: the models to come, none ready."""
+    def __init__(
+        self, cards: tuple[ModelCard, ...], beside: Callable[[], Iterable[Metric]] = lambda: ()
+    ) -> None:
+        """`cards`: the models to come, none ready. `beside`: metrics of what the other one does not know."""
         self._cards = cards
+        self._beside = beside
         self._backend: ServingBackend | None = None
 
     def open(self, backend: ServingBackend) -> None:
@@ -40,8 +44,8 @@ class LateBackend:
         return self._open().serve(request)
 
     def metrics(self) -> Iterable[Metric]:
-        """None before it is open."""
-        return () if self._backend is None else self._backend.metrics()
+        """Only those beside it before it is open."""
+        return chain(() if self._backend is None else self._backend.metrics(), self._beside())
 
     def _open(self) -> ServingBackend:
         if self._backend is None:

@@ -64,6 +64,8 @@ class ServingStatus:
     faults: int = 0
     """Answers of policies that the fallback had to give."""
     promotions: int = 0
+    machine: str = ""
+    """Its devices in a line; empty: not watched."""
     replicas: tuple[ReplicaLine, ...] = ()
     happenings: deque[Happening] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     say: Callable[[str], None] = lambda _text: None

@@ -13,11 +13,13 @@ from physical.gate.mutations import (
     StartProcess,
     StopProcess,
 )
+from physical.gate.replicas import DeployReplicas
 from physical.gate.rules import GateRules, Refusal, RefusedError, Rule
 
 __all__ = [
     "Actuator",
     "ActuatorError",
+    "DeployReplicas",
     "Done",
     "Gate",
     "GateRules",

@@ -22,9 +22,11 @@ from physical.gate.mutations import (
     from_dict,
     to_dict,
 )
+from physical.gate.replicas import DeployReplicas
 from physical.gate.starting import RLIMITS, Marks, start
 
 _UNDO_GRACE_S = 5.0
+_NO_REPLICAS = "replicas belong to a server: `autopoiesis loop serve --plan FILE` deploys them"
 
 
 class PowerControl(Protocol):
@@ -64,6 +66,8 @@ class LocalActuator:
             return self._look_stop(mutation)
         if isinstance(mutation, SetPower):
             return self._look_power(mutation)
+        if isinstance(mutation, DeployReplicas):
+            raise ActuatorError(_NO_REPLICAS)
         process = self._target(mutation.target)
         if isinstance(mutation, PinCpus):
             return _look_pin(mutation, process)
@@ -84,6 +88,8 @@ class LocalActuator:
         if isinstance(mutation, SetPower):
             self._control().set_limit_watts(mutation.device, mutation.watts)
             return {}
+        if isinstance(mutation, DeployReplicas):
+            raise ActuatorError(_NO_REPLICAS)
         process = procfs.Process(int(state["pid"]), int(state["began"]))
         if not process.alive():
             raise ActuatorError(f"process {process.pid} has ended")
@@ -110,6 +116,8 @@ class LocalActuator:
         if isinstance(mutation, SetPower):
             self._control().set_limit_watts(mutation.device, float(state["watts"]))
             return
+        if isinstance(mutation, DeployReplicas):
+            return  # it was never applied here
         process = procfs.Process(int(state["pid"]), int(state["began"]))
         if not process.alive():
             return  # nothing of it is left to be put right

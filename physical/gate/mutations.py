@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from loop.contracts import ReplicaSpec
+from physical.gate.replicas import DeployReplicas, as_plain, replicas_of
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LOWEST_NICE, _HIGHEST_NICE = -20, 19
 
@@ -167,9 +170,10 @@ class SetPower:
         return f"limit GPU {self.device} to {self.watts:g} W"
 
 
-Mutation = StartProcess | StopProcess | PinCpus | SetNice | SetLimit | SetPower
+Mutation = StartProcess | StopProcess | PinCpus | SetNice | SetLimit | SetPower | DeployReplicas
 KINDS: dict[str, type[Mutation]] = {
-    kind.KIND: kind for kind in (StartProcess, StopProcess, PinCpus, SetNice, SetLimit, SetPower)
+    kind.KIND: kind
+    for kind in (StartProcess, StopProcess, PinCpus, SetNice, SetLimit, SetPower, DeployReplicas)
 }
 
 
@@ -179,7 +183,7 @@ def to_dict(mutation: Mutation) -> dict[str, Any]:
     for item in fields(mutation):
         value = getattr(mutation, item.name)
         if isinstance(value, tuple):
-            value = list(value)
+            value = [as_plain(entry) if isinstance(entry, ReplicaSpec) else entry for entry in value]
         elif isinstance(value, Mapping):
             value = {str(key): entry for key, entry in value.items()}
         elif isinstance(value, Resource):
@@ -257,6 +261,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "env": _variables,
     "limits": _limits,
     "resource": _resource,
+    "replicas": replicas_of,
+    "reason": _text,
 }
 
 
@@ -267,7 +273,7 @@ def _field(kind: str, key: str, value: Any) -> Any:
         return reader(value)
     except MutationError:
         raise
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         raise MutationError(f"{kind}: {key} cannot be {value!r}") from None
 
 

@@ -8,7 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from physical.gate.mutations import Mutation, MutationError, StartProcess, StopProcess, from_dict
+from loop.contracts import ReplicaSpec
+from physical.gate.mutations import (
+    Mutation,
+    MutationError,
+    StartProcess,
+    StopProcess,
+    from_dict,
+)
+from physical.gate.replicas import DeployReplicas
 
 _FIELDS = {"model", "replica", "stage", "first_layer", "last_layer", "devices", "name"}
 _KNOWN = {"version", "cluster", "took_s", "models", "idle_devices", "moved_together", "actions", "launch"}
@@ -60,13 +68,50 @@ def mutations_of(
         found += list(_launched(path, plan, launch, node))
     elif not actions:
         raise PlanFileError(
-            f"{path} says what goes where, not how to start it: add `launch: {{command: [...]}}` or `actions`"
+            f"{path} says what goes where, not how to start it: add `launch: {{command: [...]}}` or `actions`; "
+            "`autopoiesis loop serve --plan` starts it as replicas"
         )
     started = {m.name for m in found if isinstance(m, StartProcess)}
     stopped = {m.name for m in found if isinstance(m, StopProcess)}
     if stop_others:
         found += [StopProcess(name) for name in sorted(set(running) - started - stopped)]
     return found
+
+
+def deployment_of(path: Path, plan: Mapping[str, Any]) -> DeployReplicas:
+    """What the plan wants of a server: its action of kind `deploy`, or its models' replicas. Raises PlanFileError."""
+    if plan.get("actions"):
+        found = mutations_of(path, plan, node=None, running=(), stop_others=False)
+        deployments = [mutation for mutation in found if isinstance(mutation, DeployReplicas)]
+        if len(deployments) != 1 or len(found) != 1:
+            raise PlanFileError(f"{path}: one action of kind `deploy` is wanted, and no other")
+        return deployments[0]
+    try:
+        specs = tuple(
+            _spec(path, model["model"], number, replica["stages"])
+            for model in plan.get("models") or []
+            for number, replica in enumerate(model["replicas"])
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PlanFileError(f"{path}: models are not as `physical plan` writes them ({error})") from error
+    if not specs:
+        raise PlanFileError(f"{path}: no replicas in it: `models` of `physical plan`, or an action `deploy`")
+    return DeployReplicas(specs, f"as {path.name} says")
+
+
+def _spec(path: Path, model: str, number: int, stages: Sequence[Mapping[str, Any]]) -> ReplicaSpec:
+    """One replica; an engine splits its layers evenly over its stages."""
+    where = f"{path}: replica {number} of {model}"
+    widths = {len(stage["devices"]) for stage in stages}
+    layers = [stage["layers"] for stage in stages]
+    if len(widths) != 1:
+        raise PlanFileError(f"{where}: stages of {sorted(widths)} devices; an engine wants them alike (--tp)")
+    if max(layers) - min(layers) > 1:
+        raise PlanFileError(
+            f"{where}: stages of {layers} layers; an engine splits them evenly (`physical plan --max-stages 1`)"
+        )
+    devices = tuple(str(device) for stage in stages for device in stage["devices"])
+    return ReplicaSpec(model, devices, tp=widths.pop(), pp=len(stages))
 
 
 def _launched(path: Path, plan: Mapping[str, Any], launch: Any, node: str | None) -> Iterator[Mutation]:

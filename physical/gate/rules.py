@@ -17,6 +17,7 @@ from physical.gate.mutations import (
     StartProcess,
     StopProcess,
 )
+from physical.gate.replicas import DeployReplicas
 
 
 class Rule(StrEnum):
@@ -173,6 +174,8 @@ def _together(rules: GateRules, mutations: Sequence[Mutation], running: Mapping[
             after.add(mutation.name)
         elif isinstance(mutation, StopProcess):
             after.discard(mutation.name)
+        elif isinstance(mutation, DeployReplicas):
+            after = set(mutation.names)
     gone = sorted(set(running) - after)
     allowed = max(1, int(rules.max_share_stopped * len(running)))
     if len(gone) > allowed:

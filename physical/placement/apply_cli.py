@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from physical.gate import Gate, Mutation, Refusal
+    from physical.gate import Done, Gate, Mutation, Refusal
     from physical.gate.gate import DryRun
 
 REFUSED = 3
@@ -71,18 +71,8 @@ def apply(
         mutations = mutations_of(
             plan, read, node=node, running=sorted(actuator.running()), stop_others=stop_others
         )
-        shown = gate.dry_run(mutations)
-        if dry_run or shown.refusals:
-            _tell(shown, as_json=as_json)
-            if shown.refusals:
-                if not dry_run:
-                    _note_refusal(gate, mutations)
-                raise typer.Exit(REFUSED)
+        if not _may_go_on(gate, mutations, dry_run=dry_run, yes=yes, as_json=as_json):
             return
-        if not as_json:
-            _tell(shown, as_json=False)
-        if not yes and any(step.needed for step in shown.steps):
-            typer.confirm("Do it?", abort=True, err=True)
         done = gate.apply(mutations)
     except (PlanFileError, JournalError) as error:
         typer.echo(f"error: {error}", err=True)
@@ -96,19 +86,33 @@ def apply(
     except KeyboardInterrupt as error:
         typer.echo("interrupted: what had been begun was undone", err=True)
         raise typer.Exit(130) from error
+    _report(done, actuator.running(), as_json=as_json)
+
+
+def _may_go_on(gate: Gate, mutations: Sequence[Mutation], *, dry_run: bool, yes: bool, as_json: bool) -> bool:
+    """Show what would be done; False: that is all that is wanted. Exits where the gate refuses."""
+    shown = gate.dry_run(mutations)
+    if dry_run or shown.refusals or not as_json:
+        _tell(shown, as_json=as_json)
+    if shown.refusals:
+        if not dry_run:
+            _note_refusal(gate, mutations)
+        raise typer.Exit(REFUSED)
+    if not dry_run and not yes and any(step.needed for step in shown.steps):
+        typer.confirm("Do it?", abort=True, err=True)
+    return not dry_run
+
+
+def _report(done: Done, running: dict[str, int], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "plan": done.plan,
-                    "changed": [str(m) for m in done.changed],
-                    "unchanged": [str(m) for m in done.unchanged],
-                    "recovered": list(done.recovered),
-                    "running": actuator.running(),
-                },
-                indent=2,
-            )
-        )
+        told = {
+            "plan": done.plan,
+            "changed": [str(m) for m in done.changed],
+            "unchanged": [str(m) for m in done.unchanged],
+            "recovered": list(done.recovered),
+            "running": running,
+        }
+        typer.echo(json.dumps(told, indent=2))
         return
     if done.recovered:
         typer.echo(f"first undone, left behind by a crash: {'; '.join(done.recovered)}")

@@ -69,7 +69,6 @@ def plan(
     from hw_profiles.performance import PerformanceModel  # noqa: PLC0415
     from hw_profiles.performance.coefficients import CoefficientsError  # noqa: PLC0415
     from physical.placement import planner  # noqa: PLC0415
-    from physical.placement.plan_file import as_dict, as_yaml  # noqa: PLC0415
     from physical.placement.problem import PlacementError  # noqa: PLC0415
 
     budget_s = seconds(budget)
@@ -97,16 +96,7 @@ def plan(
         raise fail(str(error)) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
-    if out is not None:
-        _write(out, as_yaml(made))
-    if svg is not None:
-        from physical.placement.picture import svg as drawn  # noqa: PLC0415
-
-        _write(svg, drawn(made))
-    if as_json:
-        typer.echo(json.dumps(as_dict(made), indent=2))
-        return
-    _show(made, out, svg)
+    _hand_over(made, out, svg, as_json=as_json)
 
 
 def seconds(text: str) -> float:
@@ -150,6 +140,22 @@ def _working(budget_s: float, *, quiet: bool) -> AbstractContextManager[object]:
     if quiet or not console.is_terminal:
         return nullcontext()
     return console.status(f"planning, {budget_s:g} s at most")
+
+
+def _hand_over(made: ClusterPlan, out: Path | None, svg: Path | None, *, as_json: bool) -> None:
+    """Into files and onto the terminal."""
+    from physical.placement.plan_file import as_dict, as_yaml  # noqa: PLC0415
+
+    if out is not None:
+        _write(out, as_yaml(made))
+    if svg is not None:
+        from physical.placement.picture import svg as drawn  # noqa: PLC0415
+
+        _write(svg, drawn(made))
+    if as_json:
+        typer.echo(json.dumps(as_dict(made), indent=2))
+        return
+    _show(made, out, svg)
 
 
 def _write(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ def as_yaml(plan: ClusterPlan) -> str:
 
     head = (
         f"# Placement on {plan.cluster}. Layers count from 0; tokens are those of prompts and answers together.\n"
-        "# `physical apply` starts nothing from this alone: give it `launch` (docs/placement.md).\n"
+        "# `loop serve --plan` deploys it as replicas; `physical apply` wants a `launch` (docs/placement.md).\n"
     )
     return head + yaml.safe_dump(as_dict(plan), sort_keys=False, width=110)
 

@@ -23,11 +23,12 @@ from typing import Any
 from physical.runtime.kernels import Kernels
 from physical.runtime.ledger import Ledger
 from physical.runtime.port import Arrived, Ended, Event, Failed, Lost, MemoryLostError, Order
-from physical.runtime.transfers import Transfers
+from physical.runtime.transfers import NOW, Transfers
 from physical.runtime.units import HOST, Units
 from physical.scheduling.models import PerformanceModel
 from physical.scheduling.port import Dispatcher
 from physical.scheduling.problem import Problem
+from physical.scheduling.room import HOST_NODE, Drop, Room
 from physical.scheduling.simulation import ExecutionError
 from physical.scheduling.trace import Run, Trace
 
@@ -124,6 +125,12 @@ class _Execution:
         self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.ledger = Ledger(problem, wanted)
         self.transfers = Transfers(problem, self.ledger, units, self.inbox.put)
+        if problem.bounded:
+            self.transfers.room = Room(problem, self.ledger, self._evict, self._spill)
+        self.room = self.transfers.room
+        self.queued: list[int] = []
+        """Units whose task waits to be admitted to a memory."""
+        self.drops: list[Drop] = []
         self.taken: list[int | None] = [None] * problem.units
         self.took_s = [0.0] * problem.units
         self.began: list[float | None] = [None] * problem.units
@@ -202,6 +209,7 @@ class _Execution:
             tuple(self.transfers.moves(self.origin_s)),
             tuple(self.losses),
             int(getattr(self.dispatcher, "stolen", 0)),
+            tuple(self.drops),
         )
         return Outcome(trace, results, elapsed_s, self.there, self.awaited, self.waited_s)
 
@@ -258,7 +266,27 @@ class _Execution:
         if fresh:
             self.dispatcher.ready(fresh)
 
+    def _evict(self, version: int, node: int) -> None:
+        """A copy gives way to another one."""
+        self.ledger.evict(version, node)
+        self.units.memory(node).drop(version)
+        self.drops.append(Drop(version, node, self.now_s()))
+
+    def _spill(self, version: int, node: int) -> None:  # noqa: ARG002 - it is the only one
+        self.transfers.want(version, HOST_NODE, NOW)
+
+    def _retry(self) -> None:
+        """Whoever waited for room tries again, in order."""
+        queued, self.queued = self.queued, []
+        for unit in queued:
+            task = self.taken[unit]
+            if task is not None:
+                self._gather(unit, task)
+        self._start_waiting()
+
     def _act(self) -> None:
+        if self.room is not None:
+            self._retry()
         for unit in self.units.fastest_first(self.problem):
             if self.taken[unit] is None and not self.dead[unit]:
                 task = self.dispatcher.pick(unit)
@@ -267,7 +295,6 @@ class _Execution:
         self.transfers.start()
 
     def _take(self, unit: int, task: int) -> None:
-        problem, node = self.problem, self.problem.node_of[unit]
         if task not in self.told or task in self.taken or self.ledger.done[task]:
             raise ExecutionError(
                 f"dispatcher '{self.dispatcher.name}' picked task {task}, which is not ready"
@@ -275,6 +302,14 @@ class _Execution:
         self.taken[unit], self.began[unit] = task, None
         self.told.discard(task)
         self.took_s[unit] = self.now_s()
+        self._gather(unit, task)
+
+    def _gather(self, unit: int, task: int) -> None:
+        """Bring the task's inputs, once its memory admits it."""
+        problem, node = self.problem, self.problem.node_of[unit]
+        if self.room is not None and not self.room.admit(unit, task):
+            self.queued.append(unit)
+            return
         for version in problem.inputs[task]:
             if self.ledger.holds(version, node):
                 self.there += self.ledger.came_from_elsewhere(version, node)
@@ -292,7 +327,11 @@ class _Execution:
         """Compute, if all inputs are there."""
         problem, task = self.problem, self.taken[unit]
         node = problem.node_of[unit]
-        if task is None or not all(self.ledger.holds(v, node) for v in problem.inputs[task]):
+        if task is None or unit in self.queued:
+            return
+        if not all(self.ledger.holds(v, node) for v in problem.inputs[task]):
+            return
+        if self.room is not None and not self.room.begin(unit, task):
             return
         self.began[unit] = self.now_s()
         self.waited_s += self.now_s() - self.took_s[unit]
@@ -307,6 +346,7 @@ class _Execution:
         began_s, ended_s = event.began_s - self.origin_s, event.ended_s - self.origin_s
         self.runs.append(Run(task, unit, began_s, ended_s))
         self.taken[unit] = self.began[unit] = None
+        self._release(unit)
         for version in self.ledger.finish(task, self.problem.node_of[unit]):
             self._drop(version)
         self.transfers.exist(self.problem.outputs[task])
@@ -316,6 +356,14 @@ class _Execution:
         """Nobody needs it: forget it everywhere."""
         for node in self.ledger.forget(version):
             self.units.memory(node).drop(version)
+            if self.room is not None:
+                self.drops.append(Drop(version, node, self.now_s()))
+
+    def _release(self, unit: int) -> None:
+        """The unit's task needs no room any more."""
+        if self.room is not None:
+            self.room.release(unit)
+            self.queued = [other for other in self.queued if other != unit]
 
     def _failed(self, event: Failed) -> None:
         self.taken[event.unit] = None
@@ -340,6 +388,7 @@ class _Execution:
             if began_s is not None:
                 self.runs.append(Run(task, unit, began_s, now_s, completed=False))
             self.taken[unit] = self.began[unit] = None
+        self._release(unit)
         node = self.problem.node_of[unit]
         if all(self.dead[u] for u in range(self.problem.units) if self.problem.node_of[u] == node):
             self.transfers.lose(node)
@@ -349,6 +398,7 @@ class _Execution:
             if waiting is not None and self.began[other] is None and not self.ledger.is_ready(waiting):
                 gone.add(waiting)
                 self.taken[other] = None
+                self._release(other)
         gone |= {t for t in self.told if not self.ledger.is_ready(t)}
         self.told -= gone
         self.dispatcher.lost(unit, sorted(gone))

@@ -97,6 +97,22 @@ class Ledger:
         """Memories that have it."""
         return sorted(self._where[version])
 
+    def held_at(self, node: int) -> list[int]:
+        """Versions in a memory."""
+        return [version for version, held in enumerate(self._where) if node in held]
+
+    def copies(self, version: int) -> int:
+        """How many memories have it."""
+        return len(self._where[version])
+
+    def read_again(self, version: int) -> bool:
+        """Will some task read it, or is it wanted?"""
+        return not self._idle(version)
+
+    def evict(self, version: int, node: int) -> None:
+        """One copy is gone."""
+        self._where[version].discard(node)
+
     def lose(self, node: int) -> list[int]:
         """A memory is gone: what is needed and nowhere else is to be computed again. Returns initial versions that
         are nowhere now."""

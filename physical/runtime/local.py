@@ -64,7 +64,9 @@ def measured(units: Units) -> Machine:
         wire = hop.links[0]
         slower = min(bytes_per_s, found[wire].bytes_per_s) if wire in _seen(machine, hop) else bytes_per_s
         found[wire] = replace(found[wire], bytes_per_s=slower, latency_s=small_s)
-    return Machine(machine.name, machine.units, found.values(), machine.hops)
+    return Machine(
+        machine.name, machine.units, found.values(), machine.hops, memory_bytes=machine.memory_bytes
+    )
 
 
 def _seen(machine: Machine, hop: Hop) -> set[str]:

@@ -13,6 +13,7 @@ from physical.runtime.port import Arrived, Event, MemoryLostError
 from physical.runtime.units import Units
 from physical.scheduling.plan import Lane, Move
 from physical.scheduling.problem import FlatHop, Problem
+from physical.scheduling.room import Room
 
 NOW = -math.inf
 """Urgency of what a unit waits for."""
@@ -25,6 +26,10 @@ class Transfers:
         self, problem: Problem, ledger: Ledger, units: Units, report: Callable[[Event], None]
     ) -> None:
         self._problem, self._ledger, self._units, self._report = problem, ledger, units, report
+        self.room: Room | None = None
+        """None: every memory has room for everything."""
+        self._asked = 0
+        """How many wishes there ever were."""
         self._free = [list(range(streams or 0)) for streams in problem.streams]
         self._wishes: dict[tuple[int, int], float] = {}
         """(version, target) -> urgency of all that is wanted and not under way; also of what does not exist yet."""
@@ -47,6 +52,7 @@ class Transfers:
         key = (version, node)
         if self._ledger.holds(version, node) or key in self._under_way or node in self._gone:
             return
+        self._asked += key not in self._wishes
         self._wishes[key] = min(urgency, self._wishes.get(key, math.inf))
 
     def need(self, version: int, node: int) -> None:
@@ -61,7 +67,13 @@ class Transfers:
                     del self._wishes[key]
 
     def start(self) -> None:
-        """Begin what free links allow, the most urgent first."""
+        """Begin what free links and memories allow, the most urgent first."""
+        asked = -1
+        while asked != self._asked:  # making room may ask for more
+            asked = self._asked
+            self._start()
+
+    def _start(self) -> None:
         problem = self._problem
         waiting = [(urgency, version, node) for (version, node), urgency in self._wishes.items()]
         heapq.heapify(waiting)
@@ -79,11 +91,13 @@ class Transfers:
                     self.want(version, hop.target, urgency)
                     heapq.heappush(waiting, (urgency, version, hop.target))
                 continue
-            if all(self._free[link] for link in hop.links):
+            if all(self._free[link] for link in hop.links) and self._fits(version, node, urgency):
                 self._begin(hop, version)
 
     def arrived(self, event: Arrived) -> None:
         """A copy has ended."""
+        if self.room is not None:
+            self.room.arrives(event.version, event.source, event.target)
         lanes = self._under_way.pop((event.version, event.target), ())
         for link, lane in lanes:
             heapq.heappush(self._free[link], lane)
@@ -112,8 +126,16 @@ class Transfers:
         """Wait for what is under way."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _fits(self, version: int, node: int, urgency: float) -> bool:
+        """Is there room for it in its memory?"""
+        if self.room is None or not self.room.bounded(node):
+            return True
+        return self.room.make(node, self._problem.nbytes[version], urgent=urgency == NOW)
+
     def _begin(self, hop: FlatHop, version: int) -> None:
         key = (version, hop.target)
+        if self.room is not None:
+            self.room.leaves(version, hop.source, hop.target)
         del self._wishes[key]
         self._under_way[key] = tuple((link, heapq.heappop(self._free[link])) for link in hop.links)
         self._pool.submit(self._carry, version, hop.source, hop.target)

@@ -95,7 +95,12 @@ def read_machine(path: Path) -> Machine:
         hops.append(
             Hop(_text(entry, "from", path, where), _text(entry, "to", path, where), tuple(map(str, names)))
         )
-    return Machine(_text(raw, "name", path, "top", default=path.stem), units, links, hops)
+    memories = raw.get("memories", {})
+    if not isinstance(memories, dict):
+        raise FormatError(f"{path}: memories must be an object: how many bytes each holds")
+    bounds = {str(node): _number(memories, node, path, "memories") for node in memories}
+    name = _text(raw, "name", path, "top", default=path.stem)
+    return Machine(name, units, links, hops, memory_bytes=bounds)
 
 
 def graph_as_json(workload: Workload) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 ROUTING_BYTES = 1e6
@@ -64,9 +64,17 @@ class Machine:
     """
 
     def __init__(
-        self, name: str, units: Iterable[Unit], links: Iterable[Link] = (), hops: Iterable[Hop] = ()
+        self,
+        name: str,
+        units: Iterable[Unit],
+        links: Iterable[Link] = (),
+        hops: Iterable[Hop] = (),
+        *,
+        memory_bytes: Mapping[str, float] | None = None,
     ) -> None:
+        """`memory_bytes`: what memories hold, but for the first one; those that are not named have no bound."""
         self.name = name
+        self.memory_bytes = dict(memory_bytes or {})
         self.units = tuple(units)
         self.links = tuple(links)
         self.hops = tuple(hops)
@@ -79,6 +87,15 @@ class Machine:
             nodes.update(dict.fromkeys((hop.source, hop.target)))
         self.nodes = tuple(nodes)
         """Memory nodes; the first is where data lie that name no home."""
+        for node, nbytes in self.memory_bytes.items():
+            if node not in nodes:
+                raise MachineError(f"machine '{name}' has no memory '{node}' (it has {', '.join(nodes)})")
+            if not nbytes > 0:
+                raise MachineError(f"machine '{name}': memory '{node}' holds {nbytes:g} bytes")
+            if node == self.nodes[0]:
+                raise MachineError(
+                    f"machine '{name}': memory '{node}' is the first, where what fits nowhere goes: no bound, please"
+                )
         self.kinds = tuple(dict.fromkeys(unit.kind for unit in self.units))
         self._links = {link.name: link for link in self.links}
         for link in self.links:

@@ -21,4 +21,6 @@ class Online:
 
     def plan(self, problem: Problem, seed: int = 0) -> Plan:  # noqa: ARG002  # nothing here is random
         """The plan that the dispatcher arrives at."""
-        return replace(tightened(simulate(problem, self._make()).as_plan()), scheduler=self.name)
+        return replace(
+            tightened(simulate(problem, self._make(), bounded=False).as_plan()), scheduler=self.name
+        )

@@ -89,7 +89,7 @@ class Planner:
     def _passive(self, search: Search) -> None:
         """The passive queue's own schedule, unless it is known to be worse."""
         try:
-            trace = simulate(search.problem, Eager(), cutoff_s=search.best_s)
+            trace = simulate(search.problem, Eager(), cutoff_s=search.best_s, bounded=False)
         except CutOffError:
             return
         search.offer(tightened(trace.as_plan()))

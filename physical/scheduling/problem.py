@@ -90,9 +90,21 @@ class Problem:
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self.predecessors, self.successors = graph.predecessors, graph.successors
         self.order = graph.order
+        self.capacity = [machine.memory_bytes.get(node, math.inf) for node in machine.nodes]
+        """Bytes that each memory holds."""
         self.durations: list[tuple[float, ...]] = self._durations(durations)
         """Per task: seconds on each group; infinite where it cannot run."""
         self._check_reach()
+        self._check_homes()
+
+    @property
+    def bounded(self) -> bool:
+        """Is there a memory that can be full?"""
+        return min(self.capacity) < math.inf
+
+    def working_bytes(self, task: int) -> float:
+        """All that it reads and writes."""
+        return sum(self.nbytes[version] for version in {*self.inputs[task], *self.outputs[task]})
 
     @property
     def tasks(self) -> int:
@@ -123,9 +135,13 @@ class Problem:
     def _durations(self, durations: Durations) -> list[tuple[float, ...]]:
         found: dict[tuple[str, float, str], float] = {}
         result = []
-        for task in self.graph.tasks:
+        for number, task in enumerate(self.graph.tasks):
             row = []
+            needs = self.working_bytes(number) if self.bounded else 0.0
             for group in self.groups:
+                if needs > self.capacity[group.node]:
+                    row.append(math.inf)
+                    continue
                 key = (task.kernel, task.size, group.kind)
                 if key not in found:
                     value = durations(task, group.kind)
@@ -136,9 +152,22 @@ class Problem:
                     f"graph '{self.graph.name}': no unit of machine '{self.machine.name}' can run task "
                     f"'{task.name}' (kernel '{task.kernel}', size {task.size:g}); kinds: "
                     f"{', '.join(self.machine.kinds)}"
+                    + (f"; it touches {needs:,.0f} bytes, and memories are bounded" if needs else "")
                 )
             result.append(tuple(row))
         return result
+
+    def _check_homes(self) -> None:
+        """What lies in a memory at the start must fit there."""
+        there = [0.0] * self.nodes
+        for datum, home in enumerate(self.home):
+            there[home] += self.nbytes[datum]
+        for node, nbytes in enumerate(there):
+            if nbytes > self.capacity[node]:
+                raise GraphError(
+                    f"graph '{self.graph.name}': {nbytes:,.0f} bytes are at home in memory "
+                    f"'{self.machine.nodes[node]}' of machine '{self.machine.name}', which holds {self.capacity[node]:,.0f}"
+                )
 
     def _check_reach(self) -> None:
         """A route must lead from wherever a version can be to wherever it can be needed."""

@@ -59,14 +59,17 @@ SETTINGS: dict[str, tuple[object, ...]] = {
     "moves": (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 24.0),
     "readiness": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
 }
+HEFT = Recipe(rank="mean", area=0.0, moves=0.0)
 FIRST = (
     Recipe(),
     Recipe(rank="optimistic", area=0.0, moves=0.0),
     Recipe(area=4.0, readiness=1.0),
     Recipe(rank="quickest", area=4.0, moves=4.0),
-    Recipe(rank="mean", area=0.0, moves=0.0),
+    HEFT,
 )
 """Few, since a large graph in a short budget gets no further than these."""
+NEAR_BOUND = 1.1
+"""A first schedule further than this from the area bound has HEFT tried next: a large graph may get no third try."""
 
 
 class Search:
@@ -82,6 +85,8 @@ class Search:
         self._ranks: dict[tuple[str, bool], list[float]] = {}
         self._biases: dict[tuple[bool, float], Bias | None] = {}
         self._reduced: list[tuple[float, ...]] | None = None
+        self._bound_s = 0.0
+        """Of the area program; an estimate where it was solved for a sample."""
         self._optimistic: list[tuple[float, ...]] | None = None
         self._edges = edge_s(problem)
         self._current: Plan | None = None
@@ -116,9 +121,13 @@ class Search:
 
     def recipes(self) -> Iterator[None]:
         """Try recipes: a few first ones, then neighbours of the best until none is left."""
-        for recipe in FIRST:
-            self._try(recipe)
-            yield
+        self._try(FIRST[0])
+        yield
+        far = self.best_s > NEAR_BOUND * self._bound_s
+        for recipe in (HEFT, *FIRST) if far else FIRST:
+            if recipe not in self._tried:
+                self._try(recipe)
+                yield
         while True:
             near = [
                 replace(self.recipe, **{key: value})  # type: ignore[arg-type]
@@ -324,6 +333,7 @@ class Search:
         if self._reduced is None:
             prices: Area = area(self.problem, sample=SAMPLE)
             self._reduced = shares_s(self.problem, prices)
+            self._bound_s = prices.bound_s
         rows = [tuple(weight * value for value in row) for row in self._reduced]
         if optimistic:
             rows = [

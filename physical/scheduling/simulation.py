@@ -17,6 +17,7 @@ from physical.scheduling.plan import Move
 from physical.scheduling.port import Dispatcher
 from physical.scheduling.problem import Problem
 from physical.scheduling.recovery import DataLostError, ExecutionError, held_back, overwritten, to_redo
+from physical.scheduling.room import HOST_NODE, Drop, Room
 from physical.scheduling.trace import Run, Trace
 from physical.scheduling.transfers import Transfers
 
@@ -35,23 +36,31 @@ def simulate(
     disturbance: Disturbance = CALM,
     prefetch: bool = True,
     cutoff_s: float = math.inf,
+    bounded: bool = True,
 ) -> Trace:
     """Execute a problem under a dispatcher. Without `prefetch` inputs are moved only once a unit has taken the
-    task, and the unit waits for them.
+    task, and the unit waits for them. Without `bounded` every memory has room for everything.
 
     Raises:
         CutOffError: something is left to do at `cutoff_s`.
         DataLostError: data went with a unit and cannot be computed again.
         ExecutionError: the dispatcher picks what it must not, or leaves work undone.
     """
-    return _Simulation(problem, dispatcher, disturbance, prefetch=prefetch).run(cutoff_s)
+    bounded = bounded and problem.bounded
+    return _Simulation(problem, dispatcher, disturbance, prefetch=prefetch, bounded=bounded).run(cutoff_s)
 
 
 class _Simulation:
     """State of one execution; it is the `State` that the dispatcher sees."""
 
     def __init__(
-        self, problem: Problem, dispatcher: Dispatcher, disturbance: Disturbance, *, prefetch: bool
+        self,
+        problem: Problem,
+        dispatcher: Dispatcher,
+        disturbance: Disturbance,
+        *,
+        prefetch: bool,
+        bounded: bool,
     ) -> None:
         self.problem, self.dispatcher, self.disturbance = problem, dispatcher, disturbance
         self.prefetch = prefetch
@@ -81,6 +90,19 @@ class _Simulation:
         self.relays = {hop.target for route in problem.routes if route for hop in route[:-1]}
         self.held_back: dict[int, list[int]] = defaultdict(list)
         """Tasks that wait for one that is computed again, beside its successors."""
+        self.room = Room(problem, self, self._evict, self._spill) if bounded else None
+        """None: every memory has room for everything."""
+        self.queued: list[int] = []
+        """Units whose task waits to be admitted to a memory."""
+        self.stalled: list[int] = []
+        """Units whose results have no room yet."""
+        self.drops: list[Drop] = []
+        self.last = {datum: version for version, datum in enumerate(problem.version_data)}
+        self.readers_of: list[list[int]] = [[] for _ in problem.nbytes]
+        if bounded:
+            for task, reads in enumerate(problem.inputs):
+                for version in reads:
+                    self.readers_of[version].append(task)
         self.runs: list[Run] = []
         self.lost: list[tuple[int, float]] = []
         self.transfers = Transfers(self)
@@ -161,6 +183,7 @@ class _Simulation:
             tuple(self.transfers.moves),
             tuple(self.lost),
             int(stolen),
+            tuple(self.drops),
         )
 
     _finished = 0
@@ -210,6 +233,7 @@ class _Simulation:
         key = (self.problem.version_data[version], node)
         if self.held.get(key, -1) > version:
             return
+        self._replaced(key, version)
         self.held[key] = version
         for unit in self.waits_for.pop((version, node), ()):
             self.missing[unit] -= 1
@@ -223,7 +247,49 @@ class _Simulation:
         if tasks:
             self.dispatcher.ready(tasks)
 
+    # What lies where, for the room.
+    def held_at(self, node: int) -> list[int]:
+        """Versions in a memory."""
+        return [version for (_, at), version in self.held.items() if at == node and version >= 0]
+
+    def copies(self, version: int) -> int:
+        """How many memories have it."""
+        datum = self.problem.version_data[version]
+        return sum(self.held.get((datum, node)) == version for node in range(self.problem.nodes))
+
+    def read_again(self, version: int) -> bool:
+        """Will some task read it, or is it the latest of its datum?"""
+        if self.last[self.problem.version_data[version]] == version:
+            return True
+        return any(not self.done[task] for task in self.readers_of[version])
+
+    def _evict(self, version: int, node: int) -> None:
+        del self.held[self.problem.version_data[version], node]
+        self.drops.append(Drop(version, node, self.clock_s))
+
+    def _replaced(self, key: tuple[int, int], version: int) -> None:
+        """An older version of a datum makes room for a newer one in its memory."""
+        before = self.held.get(key, -1)
+        if self.room is not None and 0 <= before != version:
+            self.drops.append(Drop(before, key[1], self.clock_s))
+
+    def _spill(self, version: int, node: int) -> None:  # noqa: ARG002 - it is the only one
+        self.transfers.request(version, HOST_NODE, NOW)
+
+    def _retry(self) -> None:
+        """Whoever waited for room tries again, in order."""
+        queued, self.queued = self.queued, []
+        for unit in queued:
+            task = self.taken[unit]
+            if task is not None:
+                self._gather(unit, task)
+        stalled, self.stalled = self.stalled, []
+        for unit in stalled:
+            self._compute(unit)
+
     def _act(self) -> None:
+        if self.queued or self.stalled:
+            self._retry()
         for unit in self.asking:
             if self.taken[unit] is None and not self.dead[unit]:
                 task = self.dispatcher.pick(unit)
@@ -233,7 +299,6 @@ class _Simulation:
 
     def _take(self, unit: int, task: int) -> None:
         problem = self.problem
-        node = problem.node_of[unit]
         if self.done[task] or self.waiting[task] or task in self.taken:
             raise ExecutionError(
                 f"dispatcher '{self.dispatcher.name}' picked task {task}, which is not ready"
@@ -244,6 +309,15 @@ class _Simulation:
             )
         self.taken[unit] = task
         self.started[unit] = None
+        self._gather(unit, task)
+
+    def _gather(self, unit: int, task: int) -> None:
+        """Bring the task's inputs, once its memory admits it."""
+        problem = self.problem
+        node = problem.node_of[unit]
+        if self.room is not None and not self.room.admit(unit, task):
+            self.queued.append(unit)
+            return
         absent = [version for version in problem.inputs[task] if not self.holds(version, node)]
         self.missing[unit] = len(absent)
         for version in absent:
@@ -254,7 +328,10 @@ class _Simulation:
 
     def _compute(self, unit: int) -> None:
         task = self.taken[unit]
-        if task is None:
+        if task is None or self.started[unit] is not None:
+            return
+        if self.room is not None and not self.room.begin(unit, task):
+            self.stalled.append(unit)
             return
         self.started[unit] = self.clock_s
         takes = self.problem.durations[task][self.problem.group_of[unit]]
@@ -268,11 +345,14 @@ class _Simulation:
             return []
         problem, node = self.problem, self.problem.node_of[unit]
         self.runs.append(Run(task, unit, began, self.clock_s))
+        if self.room is not None:
+            self.room.release(unit)
         self.taken[unit] = self.started[unit] = None
         self.done[task] = True
         self._finished += 1
         for version in problem.outputs[task]:
             self.exists[version] = True
+            self._replaced((problem.version_data[version], node), version)
             self.held[problem.version_data[version], node] = -1
             self.store(version, node)
             for wanted, urgency in self.wishes.pop(version, ()):
@@ -319,6 +399,10 @@ class _Simulation:
         """Cut off what a unit has taken."""
         task, began = self.taken[unit], self.started[unit]
         self.epoch[unit] += 1
+        if self.room is not None:
+            self.room.release(unit)
+            self.queued = [other for other in self.queued if other != unit]
+            self.stalled = [other for other in self.stalled if other != unit]
         self.taken[unit] = self.started[unit] = None
         for waiting in self.waits_for.values():
             if unit in waiting:
@@ -344,6 +428,8 @@ class _Simulation:
             if event[2] == "arrived":
                 move: Move = event[3]  # type: ignore[assignment]
                 if move.source == node:
+                    if self.room is not None:
+                        self.room.arrives(move.version, move.source, move.target)
                     coming.pop((move.version, move.target), None)
                     for link, lane in move.lanes:
                         heapq.heappush(self.transfers.free[link], lane)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from physical.scheduling.plan import Move, Plan
 from physical.scheduling.problem import Problem
+from physical.scheduling.room import Drop
 
 SLACK = 1e-9
 """Relative tolerance on times: sums in another order differ in the last bits."""
@@ -40,6 +41,8 @@ class Trace:
     """(unit, when)."""
     stolen: int = 0
     """Tasks that ran elsewhere than planned."""
+    drops: tuple[Drop, ...] = ()
+    """Copies that gave way in bounded memories."""
 
     @property
     def makespan_s(self) -> float:
@@ -96,6 +99,8 @@ def check(trace: Trace, *, exact: bool = False) -> Trace:
     _check_order(trace, slack)
     _check_lanes(trace, slack)
     _check_presence(trace, slack)
+    if trace.problem.bounded and not trace.lost:
+        _check_room(trace, slack)
     if exact:
         _check_durations(trace, slack)
     return trace
@@ -206,6 +211,48 @@ def _check_presence(trace: Trace, slack: float) -> None:
                 raise InvalidScheduleError(
                     f"{_name(problem, run.task)} starts before datum '{datum}' is there"
                 )
+
+
+def _check_room(trace: Trace, slack: float) -> None:
+    """No memory ever holds more than it can, and what a run reads has not given way."""
+    problem = trace.problem
+    ends, gone, begins = 0, 1, 2
+    steps: list[tuple[float, int, int, int, Run | None]] = []
+    """(when, which comes first, version or -1, node, run)."""
+    for move in trace.moves:
+        steps.append((move.start_s, begins, move.version, move.target, None))
+        steps.append((move.end_s, ends, move.version, move.target, None))
+    for one in trace.runs:
+        steps.append((one.start_s, begins, -1, problem.node_of[one.unit], one))
+        steps.append((one.end_s, ends, -1, problem.node_of[one.unit], one))
+    steps += [(drop.at_s, gone, drop.version, drop.node, None) for drop in trace.drops]
+    steps.sort(key=lambda step: step[:4])
+    held: list[set[int]] = [set() for _ in range(problem.nodes)]
+    reserved = [0.0] * problem.nodes
+    for datum, home in enumerate(problem.home):
+        held[home].add(datum)
+    just_gone: set[tuple[float, int, int]] = set()
+    """Tasks that take no time may have read, in the instant in which it went."""
+    for at_s, what, version, node, run in steps:
+        values = (version,) if run is None else problem.outputs[run.task]
+        if what == gone:
+            held[node].discard(version)
+            just_gone.add((at_s, version, node))
+            continue
+        nbytes = sum(problem.nbytes[value] for value in values)
+        reserved[node] += nbytes if what == begins else -nbytes
+        if what == ends:
+            held[node].update(values)
+            continue
+        inputs = () if run is None else problem.inputs[run.task]
+        if any(v not in held[node] and (at_s, v, node) not in just_gone for v in inputs) and run is not None:
+            raise InvalidScheduleError(f"{_name(problem, run.task)} reads what has given way")
+        used = reserved[node] + sum(problem.nbytes[value] for value in held[node])
+        if used > problem.capacity[node] * (1.0 + SLACK) + slack:
+            raise InvalidScheduleError(
+                f"memory '{problem.machine.nodes[node]}' holds {used:,.0f} bytes of {problem.capacity[node]:,.0f} "
+                f"at {at_s:g} s"
+            )
 
 
 def _check_durations(trace: Trace, slack: float) -> None:

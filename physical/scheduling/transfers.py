@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
 from typing import Protocol
 
 from physical.scheduling.disturbance import Disturbance
 from physical.scheduling.plan import Move
 from physical.scheduling.problem import FlatHop, Problem
+from physical.scheduling.room import Room
 
 
 class Memories(Protocol):
@@ -18,6 +20,7 @@ class Memories(Protocol):
     disturbance: Disturbance
     clock_s: float
     node_gone: list[bool]
+    room: Room | None
 
     def holds(self, version: int, node: int) -> bool:
         """Is this version in this memory?"""
@@ -91,15 +94,23 @@ class Transfers:
         while True:
             heads = sorted((queue[0], number) for number, queue in enumerate(self.queues.values()) if queue)
             hops = list(self.queues)
-            started = False
+            started, asked = False, self.count
             for _, number in heads:
                 hop = hops[number]
-                if all(self.free[link] for link in hop.links):
+                if all(self.free[link] for link in hop.links) and self._fits(hop):
                     entry = heapq.heappop(self.queues[hop])
                     self._begin(hop, entry[2])
                     started = True
-            if not started:
+            if not started and self.count == asked:  # making room may have asked for more
                 return
+
+    def _fits(self, hop: FlatHop) -> bool:
+        """Is there room for the most urgent version that waits for a hop?"""
+        room = self.simulation.room
+        if room is None or not room.bounded(hop.target):
+            return True
+        urgency, _, version, _ = self.queues[hop][0]
+        return room.make(hop.target, self.problem.nbytes[version], urgent=urgency == -math.inf)
 
     def _begin(self, hop: FlatHop, version: int) -> None:
         simulation = self.simulation
@@ -112,6 +123,8 @@ class Transfers:
         takes *= simulation.disturbance.transfer_factor(version, hop.target)
         now = simulation.clock_s
         move = Move(version, hop.source, hop.target, now, now + takes, lanes, simulation.wanted_by(version))
+        if simulation.room is not None:
+            simulation.room.leaves(version, hop.source, hop.target)
         simulation.schedule(now + takes, "arrived", move)
 
     def arrived(self, move: Move) -> None:
@@ -119,6 +132,8 @@ class Transfers:
         for link, lane in move.lanes:
             heapq.heappush(self.free[link], lane)
         self.coming.pop((move.version, move.target), None)
+        if self.simulation.room is not None:
+            self.simulation.room.arrives(move.version, move.source, move.target)
         if self.simulation.node_gone[move.target]:
             return
         self.moves.append(move)

@@ -52,8 +52,10 @@ def probe(
         facts = look(timed=measure)
         written = write_profile(facts, name, usd_per_hour=usd_per_hour)
         paths = save(written, out)[0] if out is not None else []
-    except (ProfileError, OSError) as error:
+    except ProfileError as error:
         raise _fail(str(error)) from error
+    except OSError as error:
+        raise _fail(f"{error.filename or out}: cannot be written: {error.strerror or error}") from error
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if as_json:

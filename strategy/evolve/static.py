@@ -295,7 +295,7 @@ def _check_random(node: ast.Call) -> Iterator[Violation]:
 
 def _check_state(function: ast.FunctionDef, constants: frozenset[str]) -> Iterator[Violation]:
     """What a module-level name holds may not change: that would be state beside the memo."""
-    own = _own_names(function)
+    own: frozenset[str] | None = None
     for node in ast.walk(function):
         target: ast.expr | None = None
         if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
@@ -306,8 +306,10 @@ def _check_state(function: ast.FunctionDef, constants: frozenset[str]) -> Iterat
             and node.func.attr in _MUTATORS
         ):
             target = node.func.value
-        if isinstance(target, ast.Name) and target.id in constants - own:
-            yield Violation(target.lineno, f"{target.id} is a constant: state belongs into the memo")
+        if isinstance(target, ast.Name) and target.id in constants:
+            own = _own_names(function) if own is None else own
+            if target.id not in own:
+                yield Violation(target.lineno, f"{target.id} is a constant: state belongs into the memo")
 
 
 def _module_names(tree: ast.Module) -> frozenset[str]:

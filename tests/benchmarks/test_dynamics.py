@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import pytest
 
 from benchmarks.all import sections
 from benchmarks.tune_baselines import load_totals, load_tuned, neighbours
 from hw_profiles import load_cluster
 from loop.compose.dynamics import DYNAMICS, Dynamic
+from loop.contracts import Window, Workload
 from strategy.baselines import list_baselines, load_baseline, tuned_baseline
 from strategy.evolve.synthesise.constants import find_constants
 
 
+@cache
+def built(dynamic: Dynamic) -> tuple[Workload, Sequence[Window]]:
+    """Without trace files."""
+    return dynamic.build(None, 0)
+
+
 @pytest.mark.parametrize("dynamic", DYNAMICS, ids=lambda d: d.name)
 def test_without_trace_files_a_generated_equivalent_is_served(dynamic: Dynamic) -> None:
-    workload, windows = dynamic.build(None, 0)
+    workload, windows = built(dynamic)
     assert workload.generated
     assert len(windows) == 8
     assert all(w.requests for w in windows)
@@ -28,7 +38,7 @@ def test_without_trace_files_a_generated_equivalent_is_served(dynamic: Dynamic) 
 
 def test_every_dynamic_has_something_that_changes() -> None:
     for dynamic in DYNAMICS:
-        _, windows = dynamic.build(None, 0)
+        _, windows = built(dynamic)
         work = [
             (
                 len(w.requests),

@@ -18,9 +18,9 @@ from loop.contracts import (
     ReplicaSpec,
     ReplicaView,
     RequestView,
-    Role,
     Slo,
 )
+from tests.strategy.builders import replica
 
 
 def device(name: str, **changes: Any) -> DeviceView:
@@ -110,28 +110,7 @@ def spec(*devices: str, **changes: Any) -> ReplicaSpec:
 
 
 def replica_view(**changes: Any) -> ReplicaView:
-    base = ReplicaView(
-        id=0,
-        model="m",
-        role=Role.MIXED,
-        kind="h100-sxm",
-        node="n0",
-        tp=1,
-        pp=1,
-        ready_in_s=0.0,
-        running=0,
-        waiting=0,
-        waiting_tokens=0,
-        kv_tokens=0,
-        kv_capacity_tokens=100_000,
-        outstanding_tokens=0.0,
-        max_num_seqs=256,
-        max_num_batched_tokens=8192,
-        prefill_tokens_per_s=20_000.0,
-        decode_step_s=0.01,
-        decode_tokens_per_s=5_000.0,
-        speed=1.0,
-    )
+    base = replica(model="m", kind="h100-sxm", node="n0", decode_step_s=0.01, decode_tokens_per_s=5_000.0)
     return base._replace(**changes)
 
 

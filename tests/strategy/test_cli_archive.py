@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -16,6 +15,7 @@ from strategy.baselines import load_baseline
 from strategy.cli import app
 from strategy.evolve.archive import Archive
 from strategy.evolve.source import make_source
+from tests.foreign import foreign_files
 
 FULL = EvaluationTask((0, 1, 2))
 
@@ -165,14 +165,10 @@ def test_an_ambiguous_digest_names_the_candidates(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_archive_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "empty").touch()
-    with sqlite3.connect(tmp_path / "other.sqlite") as db:
-        db.execute("CREATE TABLE mine (x)")
-    (tmp_path / "text").write_text("not a database, but long enough to be taken for one" * 50)
-    for name in ("empty", "other.sqlite", "text"):
-        before = (tmp_path / name).read_bytes()
-        assert f"{name}: not an archive of evolution" in refused("ls", "--archive", str(tmp_path / name))
-        assert (tmp_path / name).read_bytes() == before
+    for path in foreign_files(tmp_path):
+        before = path.read_bytes()
+        assert f"{path.name}: not an archive of evolution" in refused("ls", "--archive", str(path))
+        assert path.read_bytes() == before
     assert "gone: no such archive" in refused("ls", "--archive", str(tmp_path / "gone"))
     Archive(tmp_path / "new.sqlite").close()
     assert "new.sqlite: the archive is empty" in refused("ls", "--archive", str(tmp_path / "new.sqlite"))

@@ -20,7 +20,7 @@ def _same(a: RequestRecord, b: RequestRecord) -> bool:
     )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_every_record_is_the_same(scenario: Scenario) -> None:
     _compare(scenario)

@@ -55,10 +55,10 @@ def test_generated_workloads_are_well_formed_named_and_repeatable(name: str) -> 
     ("name", "rate_scale"),
     [
         ("azure-code", 1.0),
-        ("azure-conv", 1.0),
+        pytest.param("azure-conv", 1.0, marks=pytest.mark.slow),
         ("long-context", 1.0),
-        ("mooncake-conversation", 1.0),
-        ("servegen-m-large", 0.15),
+        pytest.param("mooncake-conversation", 1.0, marks=pytest.mark.slow),
+        pytest.param("servegen-m-large", 0.15, marks=pytest.mark.slow),
         ("servegen-m-small", 0.02),
     ],
 )

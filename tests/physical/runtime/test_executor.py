@@ -180,7 +180,9 @@ def test_inputs_that_were_fetched_ahead_are_hits(mixed: Units, tmp_path: Path) -
     assert passive.waited_s > 0.0
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+)
 def test_what_went_with_a_killed_process_is_computed_again(seed: int, tmp_path: Path) -> None:
     graph, values = random_graph(seed, tasks=20)
     flag = tmp_path / "died"

@@ -48,20 +48,28 @@ def run(
     return evolver.step(knobs(), (), None, STAGES, Budget(200, ENDLESS))
 
 
+def left_after_three_steps(seed: int) -> float:
+    """What is left of the first policy's distance from the optimum."""
+    archive = Archive()
+    evolver = Evolver(BuiltinSynthesiser(seed), SyntheticEvaluator(), archive)
+    incumbent = knobs()
+    for _ in range(3):
+        outcome = evolver.step(incumbent, (), None, STAGES, Budget(80, ENDLESS))
+        assert outcome.evaluations <= 80
+        incumbent = outcome.best or incumbent
+    assert archive.lineage(incumbent.digest)[-1].digest == knobs().digest
+    promoted = [o for o in archive.outcomes(incumbent.digest) if o.death is None]
+    assert len(promoted) == 1
+    return distance(incumbent) / distance(knobs())
+
+
 def test_finds_a_better_policy_and_knows_its_ancestors() -> None:
-    left = []
-    for seed in (1, 2, 3):
-        archive = Archive()
-        evolver = Evolver(BuiltinSynthesiser(seed), SyntheticEvaluator(), archive)
-        incumbent = knobs()
-        for _ in range(3):
-            outcome = evolver.step(incumbent, (), None, STAGES, Budget(80, ENDLESS))
-            assert outcome.evaluations <= 80
-            incumbent = outcome.best or incumbent
-        left.append(distance(incumbent) / distance(knobs()))
-        assert archive.lineage(incumbent.digest)[-1].digest == knobs().digest
-        promoted = [o for o in archive.outcomes(incumbent.digest) if o.death is None]
-        assert len(promoted) == 1
+    assert left_after_three_steps(seed=1) < 0.5
+
+
+@pytest.mark.slow
+def test_finds_a_better_policy_from_most_seeds() -> None:
+    left = [left_after_three_steps(seed) for seed in (1, 2, 3)]
     assert statistics.median(left) < 0.5, left  # one search in twenty-odd gets stuck
 
 
