@@ -236,7 +236,7 @@ def _engine(threads: int) -> TorchEngine:
 def _evolution(
     engine: TorchEngine, threads: int, folder: Path, *, int8: bool, quick: bool
 ) -> ExecutionEvolution:
-    modules = ModuleSettings(most=1) if quick else ModuleSettings()
+    modules = ModuleSettings(most=0) if quick else ModuleSettings()
     return ExecutionEvolution.of(
         engine,
         DecodeSettings(MODEL, 0, threads, int8=int8),

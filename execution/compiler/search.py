@@ -128,7 +128,7 @@ class Search:
             yield best.event
         with contextlib.ExitStack() as stack:
             run = _Run(self, subject, demand=demand, stack=stack, samples=samples, jobs=jobs)
-            for candidate in candidates:
+            for candidate in candidates if demand.search else ():
                 if cancelled.is_set():
                     break
                 if best is not None and candidate.key == best.candidate.key:

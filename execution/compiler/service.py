@@ -56,6 +56,8 @@ class Demand:
     """Higher goes first among subjects that wait."""
     expected_compile_s: float = float("inf")
     """Recipes that are expected to take longer are left out."""
+    search: bool = True
+    """False: nothing is compiled, the best of the cache is told."""
 
 
 class CompilerService:

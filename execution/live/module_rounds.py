@@ -102,10 +102,11 @@ class ModuleRounds:
         threads: int,
         cpu_s_per_minute: float,
         pairs: int,
+        search: bool = True,
     ) -> None:
         """Between no two steps: it asks for them itself."""
         self._host, self._settings, self._journal, self._threads = host, settings, journal, threads
-        self._pairs = pairs
+        self._pairs, self._search = pairs, search
         budget = Budget(cpu_s_per_minute=cpu_s_per_minute, priority=settings.priority)
         self._service = CompilerService(cache, backends=settings.backends, budget=budget)
         for backend, reason in self._service.missing.items():
@@ -154,7 +155,9 @@ class ModuleRounds:
         inputs = list(host.sampler.inputs[candidate.group, candidate.path.rows])
         guarded = len(self.unit.guards)
         try:
-            for made in self.unit.compile(candidate, inputs, limit_s=self._settings.compile_s):
+            for made in self.unit.compile(
+                candidate, inputs, limit_s=self._settings.compile_s, search=self._search
+            ):
                 if made is not None:
                     self._swap(made)
                 host.handle_faults()

@@ -107,10 +107,10 @@ class ModuleUnit:
         return sorted(found, key=lambda c: self._is_whole(c.group))
 
     def compile(
-        self, candidate: Candidate, inputs: Sequence[torch.Tensor], *, limit_s: float
+        self, candidate: Candidate, inputs: Sequence[torch.Tensor], *, limit_s: float, search: bool = True
     ) -> Iterator[Made | None]:
         """Better and better kernels for a kind of module; each is right, and faster than the module alone. None: the
-        compilers are at it, and whoever waits may look around."""
+        compilers are at it, and whoever waits may look around. Without `search`: what the cache holds."""
         self.tried.add((candidate.group, candidate.bucket))
         named = self._of(candidate.group)
         first = next(iter(named.values()))
@@ -121,7 +121,7 @@ class ModuleUnit:
             self._journal.note("refused", **where, stage="capture", reason=str(error))
             return
         samples = Samples(tuple((x,) for x in inputs), engine_weights(first, subject))
-        demand = Demand(min_gain=self._min_gain, expected_compile_s=limit_s)
+        demand = Demand(min_gain=self._min_gain, expected_compile_s=limit_s, search=search)
         for event in self._service.best_sync(subject, samples, demand=demand):
             if isinstance(event, Refused):
                 self._journal.note(

@@ -171,13 +171,15 @@ def bench_model(
 
     async def run() -> dict[str, Any]:
         async with _engine(model, threads) as engine:
-            settings = EvolutionSettings(
-                observe_steps=1 << 40, watch_every_s=0.2
-            )  # look up only, try nothing
+            settings = EvolutionSettings(search=False, watch_every_s=0.2)
             evolution = _evolution(engine, model, threads, cache_dir, int8=int8, settings=settings)
+            warm = OwnLoad(engine, streams, seed=-1)
+            running = asyncio.create_task(warm.run())
             evolution.start()
-            while evolution.state in {"starting", "recalling"}:
+            while evolution.state != "watching" and not evolution.state.startswith("ended"):
                 await asyncio.sleep(0.02)
+            warm.stopped = True
+            await running
             if not evolution.report()["in_force"]:
                 evolution.close()
                 raise CompileError(

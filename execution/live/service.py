@@ -69,6 +69,8 @@ class EvolutionSettings:
     modules: ModuleSettings = field(default_factory=ModuleSettings)
     """Of what is tried after it: single modules."""
     cpu_s_per_minute: int = 60
+    search: bool = True
+    """False: nothing is compiled; what the cache holds is put in force."""
 
 
 class _Closed(Exception):
@@ -195,7 +197,7 @@ class ExecutionEvolution:
             if unit.recall() and self._exchange(unit.table()):
                 self._journal.note("recalled", unit=DECODE, ms=1e3 * (time.perf_counter() - began_s))
         self._observe()
-        if unit is not None and unit.missing():
+        if unit is not None and self._settings.search and unit.missing():
             self.state = "compiling"
             found_s = time.monotonic()
             sizes = self.sampler.sizes()
@@ -237,7 +239,7 @@ class ExecutionEvolution:
         self._modules = ModuleRounds(
             self, settings, self._cache, self._journal, lambda *fault: self._faults.put(fault),
             threads=self._decode.threads, cpu_s_per_minute=float(self._settings.cpu_s_per_minute),
-            pairs=self._settings.place_pairs,
+            pairs=self._settings.place_pairs, search=self._settings.search,
         )  # fmt: skip
         self._modules.work(settings.most)
 
@@ -273,7 +275,7 @@ class ExecutionEvolution:
         found: dict[str, Any] = {} if self.guard is None else dict(_in_force(self.guard.table))
         for name, table in {} if self._modules is None else self._modules.in_force().items():
             for bucket, variant in _in_force(table).items():
-                found[f"{name} {bucket}"] = variant
+                found[f"{group_of(name)} {bucket}"] = variant  # all layers alike
         return found
 
     def _make_unit(self, core: EngineCore) -> DecodeUnit:
