@@ -26,7 +26,9 @@ Round = Callable[[Prompts, int], tuple[list[list[int]], int]]
 """(prompts, tokens for each) to (answers, steps; 0: not told)."""
 MAX_MODEL_LEN, MAX_BATCHED_TOKENS = 2048, 2048
 EVOLVE_STREAMS = (1, 4, 16, 64)
-EVOLVE_S = 240.0
+EVOLVE_PROMPT_TOKENS = 64
+"""As rounds have them."""
+EVOLVE_S = 300.0
 """What execution may take to evolve."""
 
 
@@ -65,7 +67,10 @@ def torch_engine(directory: str, threads: int, max_streams: int, *, evolved: boo
             state = str((await engine.execution())["state"])
             if state == "watching" or state.startswith("ended") or time.monotonic() > until_s:
                 return
-            await serve([[1 + i] * 16 for i in range(EVOLVE_STREAMS[number % len(EVOLVE_STREAMS)])], 64)
+            await serve(
+                [[1 + i] * EVOLVE_PROMPT_TOKENS for i in range(EVOLVE_STREAMS[number % len(EVOLVE_STREAMS)])],
+                64,
+            )
 
     with asyncio.Runner() as runner:
         runner.run(engine.start())

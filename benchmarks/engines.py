@@ -4,7 +4,7 @@ Each system lives in a process of its own and answers rounds in turn (all others
 meet the same machine; ratios are of rounds side by side, medians over rounds. A round is N streams at once: prompts
 of 64 tokens, 128 new tokens each, greedy, none ended early. `torch` is measured through its port, every token
 streamed to a reader as text; the others without any front. `torch_evolved` has served with `evolve_execution` until
-nothing more was compiled. CPU time is of the whole process: on a busy machine it
+nothing more was compiled, at most five minutes. CPU time is of the whole process: on a busy machine it
 tells more than the clock. transformers' continuous batching does not tell its steps: as many as new tokens are taken.
 `same_tokens`: share of answers equal to the torch engine's (float32 sums differ in order, so a near tie may end
 differently). vLLM joins where an interpreter has it: `--vllm-python`, AUTOPOIESIS_VLLM_PYTHON,

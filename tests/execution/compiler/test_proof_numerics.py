@@ -41,6 +41,7 @@ def judge(
         )
 
 
+@pytest.mark.slow
 def test_eager_passes_everywhere(known: tuple[Subject, Reference, subjects.Call]) -> None:
     numerics = judge(known)
     assert numerics.ok, numerics.reason

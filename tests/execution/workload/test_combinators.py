@@ -53,7 +53,7 @@ COMBINATORS: dict[str, Callable[[Workload, int], Workload]] = {
 
 
 @pytest.mark.parametrize("name", COMBINATORS)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(workload=workloads(), seed=st.integers(0, 5))
 def test_every_combinator_keeps_workloads_well_formed(name: str, workload: Workload, seed: int) -> None:
     before = (tuple(workload.requests), dict(workload.notes))

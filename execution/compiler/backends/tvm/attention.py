@@ -80,7 +80,7 @@ class DecodeAttention:
     def allocate(self, subject: Subject, settings: Settings) -> Allocate:  # noqa: ARG002
         """[rows, heads * head_dim]."""
         width = int(attrs_of(subject)["heads"]) * int(attrs_of(subject)["head_dim"])
-        return lambda queries, *_: (queries.new_empty((queries.shape[0], width)),)
+        return lambda queries: (queries.new_empty(queries.shape[0], width),)
 
     def body(self, subject: Subject, settings: Settings, cpu: Cpu) -> Callable[[Emit], None]:  # noqa: ARG002
         """Each pair of row and key head by itself."""

@@ -22,7 +22,7 @@ from execution.compiler.backends.tvm.cpu import Cpu, detect
 from execution.compiler.backends.tvm.template import Allocate, Settings, Template
 from execution.compiler.port import CompileError, Recipe, Subject, Tensor
 
-VERSION = 1
+VERSION = 2
 """Of the templates: to be raised when what they write changes."""
 TEMPLATES: tuple[Template, ...] = (
     rowwise.TEMPLATE,
@@ -58,14 +58,14 @@ class TemplateKernel:
 
     def __call__(self, *arguments: Tensor) -> Any:
         """Inputs, then prepared weights; gives one new tensor, or a tuple where the reference does."""
-        made = self._allocate(*arguments)
+        made = self._allocate(arguments[0])
         try:
             self._function(*arguments, *made)
         except ValueError:  # how the kernel says that it was not given what it was made for
             if all(a.is_contiguous() for a in arguments):
                 raise
             whole = [a.contiguous() for a in arguments]
-            made = self._allocate(*whole)
+            made = self._allocate(whole[0])
             self._function(*whole, *made)
         return made[0] if self._outputs == 1 else made[: self._outputs]
 

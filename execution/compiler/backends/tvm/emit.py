@@ -173,9 +173,9 @@ class Emit:
         """Numbers as integers of another width; fractions are cut off."""
         return self.math.as_kind(dtype, value)
 
-    def spread(self, value: Expr) -> Expr:
-        """A number in all lanes."""
-        return tirx.Broadcast(value, self.lanes)
+    def spread(self, value: Expr, lanes: int | None = None) -> Expr:
+        """A number in all lanes (default: of a full vector)."""
+        return tirx.Broadcast(value, self.lanes if lanes is None else lanes)
 
     def total(self, sums: Sequence[Cell], rest: Cell) -> Expr:
         """The sum of all lanes of `sums`, and of `rest`, as one number."""
@@ -220,11 +220,21 @@ class Emit:
         factors = tirx.reinterpret(f"int16x{2 * lanes}", pair)
         return tirx.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.{name}", columns, factors)
 
-    def strips(self, size: int, unroll: int, body: Callable[[Expr, int], None]) -> None:
+    def strips(self, size: int, unroll: int, body: Callable[[Expr, int], None], *, abreast: int = 1) -> None:
         """Walk 0..size in vectors, `unroll` of them a turn, then in single numbers: body(offset, lanes).
 
-        `size` is a constant; the body is written `unroll` times for the loop, and once for each kind of rest.
+        `size` is a constant; the body is written `unroll` times for the loop, and once for each kind of rest. With
+        `abreast` so many vectors are one of more lanes, which LLVM takes apart operation by operation: long chains of
+        dependent operations then run side by side, where one after the other they fill the processor's window.
         """
+        wide = abreast * self.lanes
+        if abreast > 1 and size >= wide:
+            with self.loop(size // wide) as turn:
+                body(turn * wide, wide)
+            done = size - size % wide
+            if done < size:
+                self.strips(size - done, 1, lambda at, lanes: body(at + done, lanes))
+            return
         step = self.lanes * unroll
         turns = size // step
         if turns:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from execution.compiler.backends.tvm import matmul
+from execution.compiler.backends.tvm import matmul, panels
 from execution.compiler.backends.tvm.cpu import Cpu, detect
 from execution.compiler.backends.tvm.template import Allocate, Settings, parallel_ways
 from execution.compiler.port import Subject, Tensor
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from execution.compiler.backends.tvm.emit import Emit
     from execution.compiler.backends.tvm.maths import Expr
 
+MOST_ROWS = 32
 STEPS = 127.0
 """Of a quantised activation, to each side of 0."""
 
@@ -34,7 +35,7 @@ class Int8Linear:
 
     def refuse(self, subject: Subject) -> str | None:
         """As of `linear`, with a matrix of int8 and its scales."""
-        shape = matmul.refuse_shapes(subject, weights=2)
+        shape = matmul.refuse_shapes(subject, weights=2, most_rows=MOST_ROWS)
         if shape is not None:
             return shape
         kinds = [spec.dtype for spec in (*subject.inputs, *subject.params)]
@@ -51,19 +52,19 @@ class Int8Linear:
             cut: list[Settings] = [
                 {"activations": kind, "tile": t, "width": w, "unroll": u} for t, w, u in tiles
             ]
-            found += matmul.ways_of(cut, ways, cpu, inputs, outputs)
+            found += matmul.ways_of(cut, ways, cpu, 1.0 * inputs * outputs, in_streams=kind == "float32")
         return found
 
     def prepare(self, subject: Subject, settings: Settings, params: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The weight in panels; for integers pairs of inputs side by side."""
         lanes = detect().lanes
         weight, width = matmul.by_inputs(subject, params[0]), int(settings["width"]) * lanes
-        vectors = [matmul.filled_up(param, width) for param in params[1:]]
+        vectors = [panels.filled_up(param, width) for param in params[1:]]
         if settings["activations"] == "float32":
-            return (matmul.panels(weight, width), *vectors)
+            return (panels.packed(weight, width, int(settings["streams"])), *vectors)
         if weight.shape[0] % 2:
             weight = _with_row_of_zeros(weight)
-        packed = matmul.panels(weight, width)
+        packed = panels.packed(weight, width)
         paired = packed.unflatten(1, (-1, 2)).transpose(2, 3)
         return (paired.flatten(2).contiguous(), *vectors)
 
@@ -75,17 +76,17 @@ class Int8Linear:
         """[rows, outputs]; for integers also room for quantised rows and their steps."""
         inputs, outputs = matmul.sizes(subject)
         if settings["activations"] == "float32":
-            return lambda x, *_: (x.new_empty((x.shape[0], outputs)),)
+            return lambda x: (x.new_empty(x.shape[0], outputs),)
         import torch  # noqa: PLC0415
 
         pairs = -(-inputs // 2)
 
-        def room(x: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        def room(x: Tensor) -> tuple[Tensor, ...]:
             rows = x.shape[0]
             return (
-                x.new_empty((rows, outputs)),
-                x.new_empty((rows, pairs), dtype=torch.int32),
-                x.new_empty((rows,)),
+                x.new_empty(rows, outputs),
+                x.new_empty(rows, pairs, dtype=torch.int32),
+                x.new_empty(rows),
             )
 
         return room
@@ -114,11 +115,11 @@ def _tiles(rows: int, cpu: Cpu, kind: str) -> list[tuple[int, int, int]]:
 
 def _by_floats(k: Emit, subject: Subject, settings: Settings, cpu: Cpu) -> None:
     inputs, outputs = matmul.sizes(subject)
-    width = int(settings["width"]) * cpu.lanes
+    width, streams = int(settings["width"]) * cpu.lanes, int(settings["streams"])
     count = -(-outputs // width)
     rows = k.symbol("rows")
     x = k.rows_of("x", (rows, inputs))
-    weight = k.tensor("weight", (count, inputs, width), "int8")
+    weight = k.tensor("weight", (count * streams, inputs, width // streams), "int8")
     scale = k.tensor("scale", (count * width,))
     bias = k.tensor("bias", (count * width,)) if len(subject.params) > 2 else None
     y = k.tensor("y", (rows, outputs))
@@ -129,11 +130,11 @@ def _by_floats(k: Emit, subject: Subject, settings: Settings, cpu: Cpu) -> None:
             k, subject, value if bias is None else value + k.load(bias, at, lanes=cpu.lanes)
         )
 
-    def column(*at: Expr) -> Expr:
-        return k.as_float(k.load(weight, *at, lanes=cpu.lanes))
+    def column(panel: Expr, at: Expr, offset: int) -> Expr:
+        return k.as_float(k.load(weight, *panels.place(panel, at, offset, width, streams), lanes=cpu.lanes))
 
-    def ask(*at: Expr) -> None:
-        matmul.ask_for_row(k, weight, at, width, 1)
+    def ask(panel: Expr, at: Expr) -> None:
+        panels.ask_for_row(k, weight, panel, at, width, streams, 1)
 
     matmul.product(k, subject, settings, rows, x, column, y, done, ask)
 
@@ -160,7 +161,7 @@ def _by_integers(k: Emit, subject: Subject, settings: Settings) -> None:
             def step(at: Expr) -> None:
                 if settings["ahead"]:
                     ahead = at + int(settings["ahead"])
-                    matmul.ask_for_row(k, weight, (panel, ahead), 2 * vectors * k.lanes, 1)
+                    panels.ask_for_row(k, weight, panel, ahead, 2 * vectors * k.lanes, 1, 1)
                 columns = [
                     k.bind(
                         k.as_integer(k.load(weight, panel, at, 2 * v * k.lanes, lanes=2 * k.lanes), "int16")

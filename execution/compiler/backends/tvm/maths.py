@@ -112,53 +112,74 @@ def two_in_one(low: Expr, high: Expr) -> Expr:
 
 
 def polynomial(coefficients: Sequence[float], x: Expr) -> Expr:
-    """c0 + c1 x + c2 x^2 ... after Horner."""
-    total = like(coefficients[-1], x)
-    for coefficient in reversed(coefficients[:-1]):
-        total = total * x + like(coefficient, x)
-    return total
+    """c0 + c1 x + c2 x^2 ... after Estrin (1960): pairs side by side, since a chain after Horner is what is waited for."""
+    terms: list[Expr] = [like(coefficient, x) for coefficient in coefficients]
+    while len(terms) > 1:
+        x = bind(x)
+        pairs = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)]
+        terms = pairs + terms[len(terms) & ~1 :]
+        x = x * x
+    return terms[0]
 
 
-def exp(x: Expr, *, plus: Expr | None = None, fast: bool = False, ends: bool = True) -> Expr:
-    """e^x, or e^(x + plus), where x + plus would lose digits.
-
-    Without `ends` a little quicker: below -87 it is e^-87, above 88.3 infinite; where 1 is added, that is the same.
-    """
+def exp(x: Expr, *, fast: bool = False) -> Expr:
+    """e^x: denormal results, 0 and infinity as they should be (not with `fast`)."""
     x = bind(x)
     # a NaN passes both comparisons unchanged
-    low, high = (-104.0, 89.0) if ends and not fast else (-87.0, 88.8)
-    capped = tirx.Select(x > like(high, x), like(high, x), x)
-    capped = bind(tirx.Select(capped < like(low, x), like(low, x), capped))
-    shifted = capped * like(_LOG2_E, x) + like(_MAGIC, x)
-    exponent = bind(_bits(shifted) - _integer(_MAGIC_BITS, x))
-    whole = bind(as_kind("float32", exponent))  # not shifted - magic: TVM would cancel the magic
-    rest = capped - whole * like(_LN2_HIGH, x) - whole * like(_LN2_LOW, x)
-    rest = bind(rest if plus is None else rest + plus)
+    low, high = (-87.0, 88.8) if fast else (-104.0, 89.0)
+    exponent, power = _reduced(_within(x, low, high), fast=fast)
     if fast:
-        return polynomial(_FAST_EXP, rest) * _power_of_two(exponent)
-    if not ends:
-        return polynomial(_EXP, rest) * _power_of_two(exponent)
+        return power * _power_of_two(exponent)
     # in two steps, so that results below the least normal number and above the greatest come out right
     half = bind(exponent >> _integer(1, x))
-    return polynomial(_EXP, rest) * _power_of_two(half) * _power_of_two(exponent - half)
+    return power * _power_of_two(half) * _power_of_two(exponent - half)
+
+
+def one_and_exp_of_negative(x: Expr, *, fast: bool = False) -> Expr:
+    """1 + e^-x; below x = -88.3 infinite."""
+    exponent, power = _reduced(_within(bind(x), -88.8, 87.0), negative=True, fast=fast)
+    return like(1.0, x) + power * _power_of_two(exponent)
+
+
+def _within(x: Expr, low: float, high: float) -> Expr:
+    capped = bind(tirx.Select(x > like(high, x), like(high, x), x))
+    return bind(tirx.Select(capped < like(low, x), like(low, x), capped))
+
+
+def _reduced(
+    x: Expr, *, negative: bool = False, plus: Expr | None = None, fast: bool = False
+) -> tuple[Expr, Expr]:
+    """(n, p) with e^x = 2^n p, or e^-x where `negative`, or e^(x + plus), where x + plus would lose digits."""
+    sign = -1.0 if negative else 1.0
+    shifted = bind(x * like(sign * _LOG2_E, x) + like(_MAGIC, x))
+    exponent = bind(_bits(shifted) - _integer(_MAGIC_BITS, x))
+    whole = bind(as_kind("float32", exponent))  # not shifted - magic: TVM would cancel the magic
+    rest = x - whole * like(sign * _LN2_HIGH, x) - whole * like(sign * _LN2_LOW, x)
+    rest = bind(rest if plus is None else rest + plus)
+    coefficients = _FAST_EXP if fast else _EXP
+    signed = [c * sign**i for i, c in enumerate(coefficients)]
+    # 1 is added last, so that it is rounded once
+    higher = bind(rest * rest) * polynomial(signed[2:], rest)
+    return exponent, like(1.0, x) + (higher - rest if negative else higher + rest)
 
 
 def sigmoid(x: Expr, *, fast: bool = False) -> Expr:
     """1 / (1 + e^-x)."""
-    return like(1.0, x) / (like(1.0, x) + exp(like(0.0, x) - x, fast=fast, ends=False))
+    return like(1.0, x) / one_and_exp_of_negative(x, fast=fast)
 
 
 def silu(x: Expr, *, fast: bool = False) -> Expr:
     """The argument times its sigmoid."""
     x = bind(x)
-    return x / (like(1.0, x) + exp(like(0.0, x) - x, fast=fast, ends=False))
+    return x / one_and_exp_of_negative(x, fast=fast)
 
 
 def tanh(x: Expr, *, fast: bool = False) -> Expr:
     """Hyperbolic tangent."""
     x = bind(x)
     size = bind(absolute(x))
-    grown = bind(exp(size * like(-2.0, x), fast=fast, ends=False))
+    exponent, power = _reduced(_within(bind(size * like(2.0, x)), 0.0, 87.0), negative=True, fast=fast)
+    grown = bind(power * _power_of_two(exponent))
     far = bind((like(1.0, x) - grown) / (like(1.0, x) + grown))
     far = tirx.Select(x < like(0.0, x), like(0.0, x) - far, far)
     square = bind(x * x)
@@ -175,16 +196,14 @@ def erfc_of_positive(z: Expr, *, fast: bool = False) -> Expr:
 def normal_tail(x: Expr, *, fast: bool = False) -> Expr:
     """How much of the normal distribution lies beyond x >= 0; relatively exact, so that tails keep their digits."""
     x = bind(x)
+    capped = bind(tirx.Select(x > like(14.4, x), like(14.4, x), x))  # there the result is 0, or a NaN
     # x^2 / 2 in two parts, of which the first is exact: half of x's digits, squared
-    high = bind(_number(_bits(x) & _integer(-4096, x)))
-    low = (high - x) * (high + x) * like(0.5, x)
-    # far out the low part exceeds what exp can add to its remainder; there the result is 0 anyway
-    low = tirx.Select(x < like(14.0, x), low, like(0.0, x))
-    return (
-        _erfcx(x * like(0.7071067811865476, x))
-        * exp(high * high * like(-0.5, x), plus=low, fast=fast)
-        * like(0.5, x)
-    )
+    high = bind(_number(_bits(capped) & _integer(-4096, x)))
+    low = (high - capped) * (high + capped) * like(0.5, x)
+    exponent, power = _reduced(bind(high * high * like(-0.5, x)), plus=low, fast=fast)
+    # 2^(n + 64) is a normal number, and what is too much is taken back with the half
+    factor = like(2.0**-65, x)
+    return _erfcx(capped * like(0.7071067811865476, x)) * (power * _power_of_two(exponent, 64)) * factor
 
 
 def _erfcx(z: Expr) -> Expr:
@@ -211,7 +230,7 @@ def gelu(x: Expr, *, fast: bool = False) -> Expr:
     """X times the normal distribution function (Hendrycks and Gimpel, 2016)."""
     x = bind(x)
     tail = bind(normal_tail(absolute(x), fast=fast))
-    return x * tirx.Select(x < like(0.0, x), tail, like(1.0, x) - tail)
+    return x * tirx.Select(_bits(x) < _integer(0, x), tail, like(1.0, x) - tail)
 
 
 def gelu_tanh(x: Expr, *, fast: bool = False) -> Expr:
@@ -283,5 +302,5 @@ def _integer(value: int, x: Expr) -> Expr:
     return constant if lanes == 1 else tirx.Broadcast(constant, lanes)
 
 
-def _power_of_two(exponent: Expr) -> Expr:
-    return _number((exponent + _integer(127, exponent)) << _integer(23, exponent))
+def _power_of_two(exponent: Expr, more: int = 0) -> Expr:
+    return _number((exponent + _integer(127 + more, exponent)) << _integer(23, exponent))

@@ -1,4 +1,4 @@
-"""Linear layers of few rows: x @ weight [+ bias], then maybe an activation.
+"""Linear layers: x @ weight [+ bias], then maybe an activation.
 
     linear       (x [rows, inputs]), weight and maybe bias; attributes `layout`: `inputs_outputs` (the engine's
                  Projection) or `outputs_inputs` (nn.Linear), told by the shape where absent; `epilogue`: absent, `relu`, `silu`, `gelu`
@@ -6,7 +6,8 @@
 Few rows are bound by reading weights, so these stand in memory in the order in which they are read: panels of a
 few vectors' width, each row of a panel one step of the sum. The sums of a tile (`tile` rows, `width` vectors) are in
 registers (Goto and van de Geijn, 2008). Rows that fill no tile get a smaller one, written out for each number of
-rows that can be left. Many rows are for a proper GEMM: from 32 rows on nothing is offered.
+rows that can be left. All rows pass over a panel before the next: also for many rows that beats a GEMM that must pack
+the weight at each call; panels are not cut into blocks of inputs, which was slower for panels of 64 and 128 KiB.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from execution.compiler.backends.tvm import panels
 from execution.compiler.backends.tvm.cpu import Cpu
 from execution.compiler.backends.tvm.template import Allocate, Settings, attrs_of, only_float32, parallel_ways
 from execution.compiler.port import Subject, Tensor
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("inputs_outputs", "outputs_inputs")
 EPILOGUES = ("", "relu", "silu", "gelu")
-MOST_ROWS = 32
-CACHE_LINE = 64
+MOST_ROWS = 1024
+MANY_ROWS = 32
+"""Above it the weight is read so often that it is no longer what is waited for."""
 
 
 class Linear:
@@ -45,16 +48,18 @@ class Linear:
         inputs, outputs = sizes(subject)
         ways = parallel_ways(subject, 4.0 * inputs * outputs)
         tiles = _tiles(subject.bucket.most, outputs, cpu)
-        return ways_of(
-            [{"tile": t, "width": w, "unroll": u} for t, w, u in tiles], ways, cpu, 4 * inputs, outputs
-        )
+        cut: list[Settings] = [{"tile": t, "width": w, "unroll": u} for t, w, u in tiles]
+        if subject.bucket.most <= MANY_ROWS:
+            return ways_of(cut, ways, cpu, 4.0 * inputs * outputs)
+        return [{**c, "streams": 1, "ahead": 0, "threads": subject.threads} for c in cut]
 
     def prepare(self, subject: Subject, settings: Settings, params: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The weight in panels; columns that fill no panel are made up with zeros."""
         from execution.compiler.backends.tvm.cpu import detect  # noqa: PLC0415
 
-        width = int(settings["width"]) * detect().lanes
-        return (panels(by_inputs(subject, params[0]), width), *(filled_up(p, width) for p in params[1:]))
+        width, streams = int(settings["width"]) * detect().lanes, int(settings["streams"])
+        packed = panels.packed(by_inputs(subject, params[0]), width, streams)
+        return (packed, *(panels.filled_up(p, width) for p in params[1:]))
 
     def outputs(self, subject: Subject) -> int:  # noqa: ARG002
         """One."""
@@ -63,7 +68,7 @@ class Linear:
     def allocate(self, subject: Subject, settings: Settings) -> Allocate:  # noqa: ARG002
         """[rows, outputs]."""
         outputs = sizes(subject)[1]
-        return lambda x, *_: (x.new_empty((x.shape[0], outputs)),)
+        return lambda x: (x.new_empty(x.shape[0], outputs),)
 
     def body(self, subject: Subject, settings: Settings, cpu: Cpu) -> Callable[[Emit], None]:
         """Panel by panel, tile by tile."""
@@ -74,24 +79,32 @@ TEMPLATE = Linear()
 
 
 def ways_of(
-    tiles: Sequence[Settings], threads: Sequence[int], cpu: Cpu, bytes_of_column: int, outputs: int
+    tiles: Sequence[Settings],
+    threads: Sequence[int],
+    cpu: Cpu,
+    weight_bytes: float,
+    *,
+    in_streams: bool = True,
 ) -> list[Settings]:
-    """Recipes: tiles, likely ones first; with all numbers of threads for the best; asking ahead or not.
+    """Recipes: tiles, likely ones first; with all numbers of threads for the best; side by side, or asking ahead.
 
-    Weights that outgrow the second-level cache are asked for some steps before they are used (`ahead`): the processor
-    alone stops guessing at the end of each page.
+    Weights that outgrow the second-level cache are read in as many streams as the panel has vectors: each is one more that
+    the processor's prefetcher follows, where a single one gets half of the memory's bandwidth. The other way is one
+    stream, asked for some steps before it is used (`ahead`).
     """
-    far = bytes_of_column * outputs > cpu.l2_bytes
+    far = weight_bytes > cpu.l2_bytes
 
-    def with_more(tile: Settings, count: int, *, ahead: bool) -> Settings:
+    def one(tile: Settings, count: int, *, ask: bool) -> Settings:
         step = int(tile["width"]) * cpu.lanes * _bytes_of(tile)
-        return {**tile, "ahead": max(8, min(32, 4096 // step)) if ahead else 0, "threads": count}
+        ahead = max(8, min(32, 4096 // step)) if far and ask else 0
+        streams = tile["width"] if far and in_streams and not ask else 1
+        return {**tile, "streams": streams, "ahead": ahead, "threads": count}
 
     best, *others = tiles
-    found = [with_more(best, count, ahead=far) for count in threads]
-    found += [with_more(other, threads[0], ahead=far) for other in others]
+    found = [one(best, count, ask=not in_streams) for count in threads]
+    found += [one(other, threads[0], ask=not in_streams) for other in others]
     if far:
-        found.insert(1, with_more(best, threads[0], ahead=False))
+        found.append(one(best, threads[0], ask=in_streams))
     return found
 
 
@@ -116,8 +129,10 @@ def layout_of(subject: Subject) -> str:
     return LAYOUTS[1] if subject.op == "int8_linear" else LAYOUTS[0]
 
 
-def refuse_shapes(subject: Subject, *, weights: int) -> str | None:  # noqa: PLR0911 - one for each reason
-    """Why these shapes are not a linear layer's of few rows. `weights`: parameters before the bias."""
+def refuse_shapes(  # noqa: PLR0911 - one for each reason
+    subject: Subject, *, weights: int, most_rows: int = MOST_ROWS
+) -> str | None:
+    """Why these shapes are not a linear layer's of so many rows. `weights`: parameters before the bias."""
     attrs = attrs_of(subject)
     if attrs.get("layout", LAYOUTS[0]) not in LAYOUTS:
         return f"layout {attrs['layout']!r}: {' or '.join(LAYOUTS)} are possible"
@@ -132,8 +147,8 @@ def refuse_shapes(subject: Subject, *, weights: int) -> str | None:  # noqa: PLR
         return (
             f"{subject.op}: shapes do not fit: {subject.inputs[0].shape}, {[p.shape for p in subject.params]}"
         )
-    if subject.bucket.most > MOST_ROWS:
-        return f"{subject.op} of up to {subject.bucket.most} rows: templates are for {MOST_ROWS} at most"
+    if subject.bucket.most > most_rows:
+        return f"{subject.op} of up to {subject.bucket.most} rows: templates are for {most_rows} at most"
     return None
 
 
@@ -142,43 +157,26 @@ def by_inputs(subject: Subject, weight: Tensor) -> Tensor:
     return weight if layout_of(subject) == LAYOUTS[0] else weight.t()
 
 
-def panels(weight: Tensor, width: int) -> Tensor:
-    """[inputs, outputs] as [panels, inputs, width]; the last panel is filled up with zeros."""
-    inputs, outputs = weight.shape
-    count = -(-outputs // width)
-    packed = weight.new_zeros((count, inputs, width))
-    whole = outputs // width
-    packed[:whole] = weight[:, : whole * width].reshape(inputs, whole, width).transpose(0, 1)
-    if whole != count:
-        packed[whole, :, : outputs - whole * width] = weight[:, whole * width :]
-    return packed
-
-
-def filled_up(vector: Tensor, width: int) -> Tensor:
-    """[outputs], filled up with zeros to whole panels."""
-    outputs = vector.shape[0]
-    full = vector.new_zeros(-(-outputs // width) * width)
-    full[:outputs] = vector
-    return full
-
-
 def _tiles(rows: int, outputs: int, cpu: Cpu) -> list[tuple[int, int, int]]:
     """(rows, vectors, unrolled steps) of tiles whose sums fit into the registers, likely ones first.
 
     A fused multiply-add takes four cycles and two can begin in each: eight sums at least keep a core busy.
     """
-    wanted = {1: [(1, 8), (1, 4)], 2: [(2, 4), (2, 6)], 3: [(3, 4), (3, 2)], 4: [(4, 2), (4, 3)]}
+    wanted = {1: [(1, 8), (1, 4)], 2: [(2, 4), (2, 6)], 3: [(3, 4), (3, 2)], 4: [(4, 3), (4, 2)]}
     few = cpu.registers <= 16
     if not few:
         wanted[3], wanted[4] = [(3, 6), (3, 4)], [(4, 6), (4, 4)]
     deep = [(6, 2), (4, 3), (8, 1)] if few else [(8, 3), (6, 4), (4, 6)]
     if rows in {5, 7, 8} and few:
         deep = [(4, 3), (6, 2), (8, 1)]
+    if rows > MANY_ROWS:
+        deep = deep[:2]
     found = []
     for tile, vectors in wanted.get(rows, deep):
         width = min(vectors, max(1, -(-outputs // cpu.lanes)))
-        if (min(tile, rows), width, 4 if tile * width <= 8 else 2) not in found:
-            found.append((min(tile, rows), width, 4 if tile * width <= 8 else 2))
+        unroll = 8 if rows == 1 else 4 if tile * width <= 8 else 2
+        if (min(tile, rows), width, unroll) not in found:
+            found.append((min(tile, rows), width, unroll))
     return found
 
 
@@ -221,27 +219,24 @@ def epilogue(k: Emit, subject: Subject, value: Expr) -> Expr:
 
 def _linear(k: Emit, subject: Subject, settings: Settings, cpu: Cpu) -> None:
     inputs, outputs = sizes(subject)
-    width = int(settings["width"]) * cpu.lanes
+    width, streams = int(settings["width"]) * cpu.lanes, int(settings["streams"])
     count = -(-outputs // width)
     rows = k.symbol("rows")
     x = k.rows_of("x", (rows, inputs))
-    weight = k.tensor("weight", (count, inputs, width))
+    weight = k.tensor("weight", (count * streams, inputs, width // streams))
     bias = k.tensor("bias", (count * width,)) if len(subject.params) > 1 else None
     y = k.tensor("y", (rows, outputs))
 
     def done(value: Expr, at: Expr) -> Expr:
         return epilogue(k, subject, value if bias is None else value + k.load(bias, at, lanes=cpu.lanes))
 
-    def column(*at: Expr) -> Expr:
-        return k.load(weight, *at, lanes=cpu.lanes)
+    def column(panel: Expr, at: Expr, offset: int) -> Expr:
+        return k.load(weight, *panels.place(panel, at, offset, width, streams), lanes=cpu.lanes)
 
-    product(k, subject, settings, rows, x, column, y, done, lambda *at: ask_for_row(k, weight, at, width, 4))
+    def ask(panel: Expr, at: Expr) -> None:
+        panels.ask_for_row(k, weight, panel, at, width, streams, 4)
 
-
-def ask_for_row(k: Emit, weight: Buffer, at: tuple[Expr, ...], width: int, size: int) -> None:
-    """Have `width` numbers of `size` bytes fetched, a cache line at a time."""
-    for offset in range(0, width, CACHE_LINE // size):
-        k.ask_for(weight, *at, offset)
+    product(k, subject, settings, rows, x, column, y, done, ask)
 
 
 def product(  # noqa: PLR0917 - written once, called twice

