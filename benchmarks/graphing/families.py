@@ -261,3 +261,5 @@ FAMILIES = (
     Family("random wiring", RandomlyWired, _image(1, 64)),
     Family("pairwise fields", PairwiseFields, _rows(1024, 128)),
 )
+QUICK_FAMILIES = tuple(family for family in FAMILIES if family.name in {"wide branches", "u-net", "pyramid"})
+"""Those of fewest operations: planning takes seconds."""

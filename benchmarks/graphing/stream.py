@@ -7,6 +7,7 @@ modalities that nobody has, in eager mode and with its pieces compiled for varyi
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -228,35 +229,67 @@ def serving(model: MultiModalAnalysis, recipes: Sequence[Recipe], site: Site) ->
 
 @dataclass(frozen=True, slots=True)
 class Settling:
-    """How a new mix came to its variant."""
+    """How a new mix came to its variant; not a number: not within the limit."""
 
     first_better_s: float
     """Until a variant better than the stand-in was in force."""
     settled_s: float
-    """Until the last variant that held was in force, everything built and tried."""
+    """Until everything was built and tried, and the best in force."""
     holder: str
     calls: int
+    slowest_ms: float
+    """Of the calls meanwhile."""
+    median_ms: float
+    unfinished: str
+    """What was still to be built or tried at the limit; empty: nothing."""
+
+
+Tell = Callable[[str], None]
 
 
 def settle(
-    model: MultiModalAnalysis, batch: Batch, site: Site, recipes: Sequence[Recipe], limit_s: float
+    model: MultiModalAnalysis,
+    batch: Batch,
+    site: Site,
+    recipes: Sequence[Recipe],
+    limit_s: float,
+    *,
+    tell: Tell = lambda _: None,
 ) -> Settling:
-    """One new mix, call after call, until all variants are built and tried, or the limit."""
+    """One new mix, call after call, until all variants are built and tried, or the limit; `tell` hears of events.
+
+    A client waits a little between two of its calls (a tenth of a call), so that helpers of the same process get a turn.
+    """
     with serving(model, recipes, site) as served:
         regime = served.reader.read(batch)
         assert regime is not None  # noqa: S101 the stream's batches are all known
         started_s = time.perf_counter()
-        first = last = float("nan")
-        holder, calls = served.holder(regime), 0
-        while time.perf_counter() - started_s < limit_s:
+        first = float("nan")
+        holder, seconds, told = STAND_IN, list[float](), 0
+        settled = False
+        while not settled and time.perf_counter() - started_s < limit_s:
+            call_s = time.perf_counter()
             served(*batch)
-            calls += 1
-            now_s = time.perf_counter() - started_s
+            now_s = time.perf_counter()
+            seconds.append(now_s - call_s)
             if served.holder(regime) != holder:
                 holder = served.holder(regime)
-                last = now_s
-                if first != first:  # noqa: PLR0124 not a number yet
-                    first = now_s
-            if served.idle and served.states()[regime].settled:
-                break
-        return Settling(first, last, holder, calls)
+                built = holder in {recipe.name for recipe in recipes}
+                first = now_s - started_s if built and math.isnan(first) else first
+                tell(f"{now_s - started_s:.1f} s: {holder} is in force")
+            for event in list(served.events)[told:]:
+                tell(f"{now_s - started_s:.1f} s: {event.what}: {event.why}")
+            told = len(served.events)
+            settled = served.idle and served.states()[regime].settled
+            time.sleep(0.1 * seconds[-1])
+        left = "" if settled else _unfinished(served, regime, recipes)
+        return Settling(
+            first, time.perf_counter() - started_s if settled else float("nan"), holder, len(seconds), 1e3 * max(seconds),
+            1e3 * median(seconds), left,
+        )  # fmt: skip
+
+
+def _unfinished(served: RegimeModule, regime: Regime, recipes: Sequence[Recipe]) -> str:
+    state = served.states()[regime]
+    left = [recipe.name for recipe in recipes if {recipe.name}.isdisjoint((*state.estimates, *state.dropped))]
+    return f"not built: {', '.join(left)}" if left else "not tried out"

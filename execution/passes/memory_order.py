@@ -32,16 +32,20 @@ class MemoryOrder:
 
     def __call__(self, graph: Graph) -> Graph:
         """The graph in the best order; the very same graph when its own order is as good."""
-        solution = self.solve(graph)
-        if solution.peak_bytes >= solution.program_peak_bytes:
-            return graph
-        calls = graph.calls
-        rest = [node.name for node in graph.nodes if node.kind not in {"call", "output"}]
-        return graph.with_order([*rest, *(calls[i].name for i in solution.order), graph.output.name])
+        return in_order_of(graph, self.solve(graph))
 
     def solve(self, graph: Graph, sizes: Mapping[str, int] | None = None) -> Solution:
         """The order and its figures; indices count the graph's calls. `sizes` of symbols: default the examples."""
         return minimal_order(order_problem(graph, sizes), SearchBudget(self.beam, self.states))
+
+
+def in_order_of(graph: Graph, solution: Solution) -> Graph:
+    """The graph in a solution's order; the very same graph when its own order is as good."""
+    if solution.peak_bytes >= solution.program_peak_bytes:
+        return graph
+    calls = graph.calls
+    rest = [node.name for node in graph.nodes if node.kind not in {"call", "output"}]
+    return graph.with_order([*rest, *(calls[i].name for i in solution.order), graph.output.name])
 
 
 def order_problem(graph: Graph, sizes: Mapping[str, int] | None = None) -> OrderProblem:

@@ -38,6 +38,7 @@ IN_PLACE: Final[Mapping[str, tuple[str, tuple[int, ...]]]] = {
     "aten.mul.Tensor": ("aten.mul_.Tensor", (0, 1)),
     "aten.sub.Tensor": ("aten.sub_.Tensor", (0,)),
     "aten.div.Tensor": ("aten.div_.Tensor", (0,)),
+    "aten.batch_norm.default": ("execution.passes.kernels.batch_norm_", (0,)),
 }
 """Operations that have a form in place, and the arguments over which they can write: sums and products commute."""
 
@@ -128,6 +129,8 @@ def _candidates(graph: Graph, node: Node) -> list[Ref]:
     """Arguments whose memory could be the node's own: of its shape, fresh, and no views of anything."""
     known = IN_PLACE.get(node.op)
     if known is None or not isinstance(node.value, TensorValue) or not node.pure or node.views:
+        return []
+    if node.op == "aten.batch_norm.default" and node.args[5] is not False:
         return []
     found = []
     for place in known[1]:

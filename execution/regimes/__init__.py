@@ -7,6 +7,8 @@ builder      builds them in a child process, and proves them there
 estimate     what a variant costs, learned online, with uncertainty; drift
 dispatcher   which variant runs next, and why
 module       RegimeModule: wraps any module
+rehearsal    variants of an earlier run, timed before the first call
+store        bounds the folder of artifacts
 memory       peak memory, measured
 multimodal   the example: several encoders, cross-attention, heads
 """

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -34,6 +36,7 @@ from execution.regimes.recipe import (
     write_artifact,
 )
 from execution.regimes.regime import Regime
+from execution.regimes.store import discard, make_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,13 @@ class Tolerance:
                 return float("inf")
             if not mine.numel():
                 continue
-            same = (mine == theirs) | (mine.isnan() & theirs.isnan())
-            units = (mine.double() - theirs.double()).abs() / (self.atol + self.rtol * theirs.double().abs())
-            worst = max(worst, float(torch.where(same, 0.0, units).nan_to_num(nan=float("inf")).max()))
+            worst = max(worst, self._worst(mine.detach(), theirs.detach()))
         return worst
+
+    def _worst(self, mine: Tensor, theirs: Tensor) -> float:
+        same = (mine == theirs) | (mine.isnan() & theirs.isnan())
+        units = (mine.double() - theirs.double()).abs() / (self.atol + self.rtol * theirs.double().abs())
+        return torch.where(same, 0.0, units).nan_to_num(nan=float("inf")).max().item()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,8 @@ class Site:
     threads: int = 1
     tolerance: Tolerance = field(default_factory=Tolerance)
     costs: CostModel = field(default_factory=CostModel)
+    max_bytes: int = 4 << 30
+    """Of all artifacts; what was opened longest ago makes room."""
 
 
 def build(
@@ -103,10 +111,22 @@ class _Workshop:
             recipe, regime, folder, len(graph.calls),
             predicted_s(graph, recipe, self.site.costs), 0.0, 0.0, cached,
         )  # fmt: skip
+        if cached and not self._opens(built, graph):  # torn, or of a library that is gone
+            discard(folder)
+            write_artifact(graph, recipe, examples[0], folder)
+            built = replace(built, cached=False)
         worst = self._prove(built, graph, examples)
         built = replace(built, worst_error=worst, build_s=time.monotonic() - started_s)
-        remember(built, self.key, self.site.store)
+        remember(built, self.key, self.site.store, examples[0])
+        make_room(self.site.store, self.site.max_bytes, keep=folder)
         return built
+
+    def _opens(self, built: Built, graph: Graph) -> bool:
+        try:
+            open_artifact(built, graph.tensors)
+        except BuildError:
+            return False
+        return True
 
     def _graph(self, example: Sequence[Tensor]) -> Graph:
         shapes = tuple(value.shape for value in example)
@@ -131,25 +151,36 @@ class Builder:
     def __init__(self, module: nn.Module, site: Site) -> None:
         self._module, self._site = module, site
         self._pool: ProcessPoolExecutor | None = None
+        self._starting = threading.Lock()
+        self._closed = False
+
+    def warm(self) -> None:
+        """Start the child, which takes seconds: somebody will want it soon."""
+        with contextlib.suppress(BrokenProcessPool, BuildError):
+            self._started().submit(os.getpid)
 
     def submit(self, recipe: Recipe, regime: Regime, examples: Sequence[Sequence[Tensor]]) -> Future[Built]:
         """A future of the variant; its exception is a BuildError, or BrokenProcessPool when the child died."""
         try:
             return self._started().submit(_build_in_child, recipe, regime, [_plain(one) for one in examples])
         except BrokenProcessPool:  # the child died of an earlier recipe: a new one
-            self.close()
+            self._end()
             return self._started().submit(_build_in_child, recipe, regime, [_plain(one) for one in examples])
 
     def close(self) -> None:
-        """End the child, whatever it does."""
-        pool, self._pool = self._pool, None
+        """End the child, whatever it does; nothing is built any more."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
+        with self._starting:
+            pool, self._pool = self._pool, None
         if pool is None:
             return
         children = list((getattr(pool, "_processes", None) or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
         for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
+            _kill(child)
             child.join(timeout=5)
 
     def __enter__(self) -> Builder:
@@ -159,11 +190,23 @@ class Builder:
         self.close()
 
     def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), _enter_child, (_portable(self._module), self._site)
-            )
-        return self._pool
+        with self._starting:
+            if self._closed:
+                raise BuildError("the builder is closed")
+            if self._pool is None:
+                told = _portable(self._module), self._site
+                spawn = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(1, spawn, _enter_child, told)
+            return self._pool
+
+
+def _kill(child: Any) -> None:
+    """The child with the compilers that it started, which share its process group once it is up."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if os.getpgid(child.pid) == child.pid:
+            os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
 
 
 _workshop: _Workshop | None = None
@@ -171,10 +214,19 @@ _workshop: _Workshop | None = None
 
 def _enter_child(module: bytes, site: Site) -> None:
     global _workshop  # noqa: PLW0603 the child's one job
+    os.setpgid(0, 0)
+    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     os.nice(19)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch.set_num_threads(site.threads)
     _workshop = _Workshop(_from_portable(module), site)
+
+
+def _leave_with_parent(parent: int) -> None:
+    """A server that was killed leaves no compiler behind."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _build_in_child(recipe: Recipe, regime: Regime, examples: list[list[Any]]) -> Built:

@@ -26,6 +26,7 @@ from execution.graph.form import Graph
 from execution.graph.rebuild import rebuild
 from execution.passes.pipeline import Pipeline
 from execution.regimes.regime import Regime
+from execution.regimes.store import opened
 
 BackEnd = Literal["eager", "inductor"]
 Run = Callable[..., Any]
@@ -118,30 +119,59 @@ def module_key(module: nn.Module, threads: int) -> str:
     return told.hexdigest()
 
 
-def remember(built: Built, module: str, store: Path) -> None:
-    """Note what a proven recipe gave, for `find`."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A variant of another day, and an input of its regime on which it can be tried again."""
+
+    built: Built
+    example: tuple[Any, ...]
+    """As numpy arrays, of the regime's sizes."""
+
+
+def remember(built: Built, module: str, store: Path, example: Sequence[Tensor]) -> None:
+    """Note what a proven recipe gave, for `find` and `known`."""
     place = _note(module, built.recipe, built.regime, store)
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(pickle.dumps(replace(built, folder=Path(built.folder.name), cached=True)))
+    plain = tuple(value.detach().cpu().numpy() for value in example)
+    part.write_bytes(pickle.dumps(Known(replace(built, folder=Path(built.folder.name), cached=True), plain)))
     part.replace(place)
 
 
 def find(recipe: Recipe, regime: Regime, module: str, store: Path) -> Built | None:
     """What this recipe gave for this module and regime on another day; None: never built, or its files are gone."""
+    noted = _read_note(_note(module, recipe, regime, store), store)
+    if noted is None or (noted.built.recipe, noted.built.regime) != (recipe, regime):
+        return None
+    return noted.built
+
+
+def known(module: str, store: Path, recipes: Sequence[Recipe]) -> list[Known]:
+    """All that these recipes gave for this module, those of the same regime together."""
+    folder = _notes(module, store)
+    notes = [_read_note(path, store) for path in sorted(folder.glob("*.pickle"))] if folder.is_dir() else []
+    found = [note for note in notes if note is not None and note.built.recipe in recipes]
+    return sorted(found, key=lambda note: (note.built.regime, recipes.index(note.built.recipe)))
+
+
+def _read_note(path: Path, store: Path) -> Known | None:
     try:
-        built = pickle.loads(_note(module, recipe, regime, store).read_bytes())  # noqa: S301 written by `remember`
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError):
+        noted = pickle.loads(path.read_bytes())  # noqa: S301 written by `remember`
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError):
         return None
-    if not isinstance(built, Built) or (built.recipe, built.regime) != (recipe, regime):
+    if not isinstance(noted, Known):
         return None
-    found = replace(built, folder=store / built.folder.name)
-    return found if found.folder.is_dir() else None
+    built = replace(noted.built, folder=store / noted.built.folder.name)
+    return replace(noted, built=built) if built.folder.is_dir() else None
+
+
+def _notes(module: str, store: Path) -> Path:
+    return store / "index" / module[:32]
 
 
 def _note(module: str, recipe: Recipe, regime: Regime, store: Path) -> Path:
     told = hashlib.sha256(repr((module, recipe, regime)).encode()).hexdigest()
-    return store / "index" / f"{told}.pickle"
+    return _notes(module, store) / f"{told}.pickle"
 
 
 def write_artifact(graph: Graph, recipe: Recipe, example: Sequence[Tensor], folder: Path) -> None:
@@ -164,6 +194,7 @@ def write_artifact(graph: Graph, recipe: Recipe, example: Sequence[Tensor], fold
 
 def open_artifact(built: Built, weights: Mapping[str, Any]) -> Run:
     """What can be called with the regime's inputs. `weights`: the original's, shared by name. Raises BuildError."""
+    opened(built.folder)
     try:
         if built.recipe.back_end == "eager":
             return rebuild(_read_graph(built.folder / "graph.pickle", weights))

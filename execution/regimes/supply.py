@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from execution.regimes.builder import Builder, Site
 from execution.regimes.dispatcher import RegimeState
 from execution.regimes.prior import Prior
-from execution.regimes.recipe import BuildError, Built, Recipe, Run, find, module_key, open_artifact
+from execution.regimes.recipe import (
+    BuildError,
+    Built,
+    Known,
+    Recipe,
+    Run,
+    find,
+    known,
+    module_key,
+    open_artifact,
+)
 from execution.regimes.regime import Regime
 
 _SWITCH_S = 1e-4
@@ -89,6 +99,17 @@ class Supply:
         place.building = True  # until it is known what the store has
         self._opener.submit(self._look_up, place, list(generals))
 
+    def known(self) -> dict[Regime, list[Known]]:
+        """What the store has for this module."""
+        found: dict[Regime, list[Known]] = {}
+        for each in known(self._key, self._site.store, self._recipes) if self._recipes else ():
+            found.setdefault(each.built.regime, []).append(each)
+        return found
+
+    def open_now(self, built: Built) -> Run:
+        """A variant of the store, in the serving thread. Raises BuildError."""
+        return open_artifact(built, self._weights)
+
     def make(self, place: Place) -> None:
         """Have the next recipe built."""
         recipe = place.recipes.pop(0)
@@ -133,6 +154,8 @@ class Supply:
             missing = []
         place.recipes = [recipe for recipe in self._recipes if recipe in missing]
         place.building = False
+        if missing and self._builder is not None:
+            self._builder.warm()
 
     def _make(self, place: Place, recipe: Recipe) -> None:
         try:

@@ -252,3 +252,52 @@ def test_a_dead_child_is_a_reason_and_the_next_one_works(tmp_path: Path) -> None
             future.result(timeout=120)
         again = builder.submit(Recipe("pruned"), Regime(2, 0, "10"), [_batch()])
         assert again.result(timeout=240).worst_error <= 1
+
+
+@torch.no_grad()
+def test_a_restart_opens_and_times_what_the_store_has_before_the_first_call(tmp_path: Path) -> None:
+    model, regime = TwoParts(), Regime(2, 0, "10")
+    recipes = (Recipe("pruned", "known_columns(columns='{mix}')"), Recipe("whole"))
+    for recipe in recipes:
+        build(model, recipe, regime, [_batch()], Site(tmp_path))
+    with RegimeModule(model, _reader(), recipes=recipes, site=Site(tmp_path)) as served:
+        assert served.preload() == 2
+        assert served.preload() == 0  # all of it is there
+        state = served.states()[regime]
+        assert set(state.estimates) == {ORIGINAL, "pruned", "whole"}
+        assert state.settled
+        assert state.calls == 0
+        assert served.idle
+        for seed in range(5):
+            batch = _batch(seed=seed)
+            assert served.site.tolerance.worst(served(*batch), model(*batch)) <= 1
+    with RegimeModule(Other(), _reader(), recipes=recipes, site=Site(tmp_path)) as other:
+        assert other.preload() == 0
+
+
+class Other(TwoParts):
+    """Of other source: what was built for TwoParts is not for it."""
+
+
+def test_what_went_wrong_since_is_refused_at_the_start(tmp_path: Path) -> None:
+    model, regime = TwoParts(), Regime(2, 0, "10")
+    recipe = Recipe("pruned", "known_columns(columns='{mix}')")
+    made = build(model, recipe, regime, [_batch()], Site(tmp_path))
+    (made.folder / "graph.pickle").write_bytes(b"\x80")
+    with RegimeModule(model, _reader(), recipes=(recipe,), site=Site(tmp_path)) as served:
+        assert served.preload() == 0
+        assert any(
+            event.what == "refused pruned" and "cannot be opened" in event.why for event in served.events
+        )
+        assert not served.idle  # it is to be built again
+    again = build(model, recipe, regime, [_batch()], Site(tmp_path))
+    assert (again.folder, again.cached) == (made.folder, False)
+    assert torch.equal(
+        open_artifact(again, dict(model.named_parameters()))(*_batch())[0], model(*_batch())[0]
+    )
+
+
+def test_tolerance_takes_answers_that_ask_for_gradients(recwarn: pytest.WarningsRecorder) -> None:
+    one = torch.ones(3, requires_grad=True)
+    assert Tolerance().worst((one * 2,), (one * 2,)) == 0
+    assert not recwarn.list
