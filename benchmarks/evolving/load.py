@@ -60,6 +60,15 @@ class Load:
         await asyncio.gather(*(self._some(requests) for _ in range(streams)))
         return (self.tokens - before) / (time.perf_counter() - began_s)
 
+    async def know_prompts(self) -> None:
+        """Let the engine see each prompt, so that it has the prefixes it would have had."""
+        for number, prompt in enumerate(self._prompts):
+            sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+            async for _ in self._engine.generate(
+                EngineRequest(f"know-{id(self)}-{number}", prompt, sampling)
+            ):
+                pass
+
     async def _stream(self) -> None:
         while not self._stop:
             await self._ask()

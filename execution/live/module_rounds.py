@@ -43,8 +43,8 @@ class ModuleSettings:
     """Of a kernel over the module alone."""
     min_gain_in_place: float = 1.0
     """Of the engine's steps; what has less is taken back."""
-    priority: Literal["normal", "low", "lowest", "idle"] = "low"
-    """Of their compilers, as execution.compiler.budget says."""
+    priority: Literal["normal", "low", "lowest", "idle"] = "idle"
+    """Of their compilers, as execution.compiler.budget says: what a module wins is never worth a late token."""
     check_every: int = 500
     """Calls of a compiled module, of which one is checked against the original."""
     least_share: float = 0.02

@@ -20,6 +20,7 @@ from execution.compiler.source import spec_of
 from execution.engines.torch.core import DECODE, EngineCore
 from execution.graph.node import GraphError
 from execution.graph.subject import structure_of
+from execution.live.gil import yielding_often
 from execution.live.journal import ExecutionJournal
 from execution.live.sampler import HotPath, StepSampler, group_of
 from execution.live.subjects import engine_subject, engine_weights
@@ -116,7 +117,8 @@ class ModuleUnit:
         first = next(iter(named.values()))
         where = {"unit": candidate.group, "rows": str(candidate.bucket)}
         try:
-            subject = engine_subject(first, inputs[0], candidate.bucket, self._threads)
+            with yielding_often():  # tracing is Python throughout
+                subject = engine_subject(first, inputs[0], candidate.bucket, self._threads)
         except (GraphError, CompileError) as error:
             self._journal.note("refused", **where, stage="capture", reason=str(error))
             return
@@ -129,7 +131,8 @@ class ModuleUnit:
                     stage=event.verdict.stage, reason=event.verdict.reason,
                 )  # fmt: skip
             elif isinstance(event, Accepted):
-                made = self._bind(candidate, named, inputs[0], event)
+                with yielding_often():
+                    made = self._bind(candidate, named, inputs[0], event)
                 yield made
             elif isinstance(event, Finished):
                 self._journal.note("searched", **where, cpu_s=event.compile_s, found=event.best is not None)

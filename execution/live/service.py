@@ -35,6 +35,7 @@ from execution.engines.torch.step import Row
 from execution.live.decode.cases import Case
 from execution.live.decode.shape import NotDecodableError
 from execution.live.decode.unit import DecodeSettings, DecodeUnit, record_case
+from execution.live.gil import yielding_often
 from execution.live.journal import ExecutionJournal, FileJournal
 from execution.live.module_rounds import ModuleRounds, ModuleSettings
 from execution.live.place import PlaceTrial
@@ -236,12 +237,16 @@ class ExecutionEvolution:
             self.sampler.sampled < settings.samples and time.monotonic() < until_s
         ):
             self.wait()
-        self._modules = ModuleRounds(
+        with yielding_often():  # compilers are imported
+            self._modules = self._rounds(settings)
+        self._modules.work(settings.most)
+
+    def _rounds(self, settings: ModuleSettings) -> ModuleRounds:
+        return ModuleRounds(
             self, settings, self._cache, self._journal, lambda *fault: self._faults.put(fault),
             threads=self._decode.threads, cpu_s_per_minute=float(self._settings.cpu_s_per_minute),
             pairs=self._settings.place_pairs, search=self._settings.search,
         )  # fmt: skip
-        self._modules.work(settings.most)
 
     @property
     def enabled(self) -> bool:

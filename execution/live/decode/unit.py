@@ -62,6 +62,11 @@ class Proven:
         speed = self.verdicts[rows].speed
         return 0.0 if speed is None else speed.ratio
 
+    def open_at(self, rows: int) -> bool:
+        """Right, and neither shown to be faster nor shown to be slower."""
+        speed = self.verdicts[rows].speed
+        return speed is not None and speed.high >= 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
@@ -202,9 +207,9 @@ class DecodeUnit:
         sizes = sorted({rows for p in self.proven for rows in p.verdicts})
         best: dict[int, Variant | None] = {}
         for rows in sizes:
-            usable = [
-                p for p in self.proven if rows in p.verdicts and p.verdicts[rows].ok and rows not in p.banned
-            ]
+            tried = [p for p in self.proven if rows in p.verdicts and rows not in p.banned]
+            # where no race could tell, since the processor was busy, the trial in place will
+            usable = [p for p in tried if p.verdicts[rows].ok] or [p for p in tried if p.open_at(rows)]
             ranked = sorted(usable, key=lambda p: -p.gain(rows))
             first = min(
                 usable, key=lambda p: p.number, default=None
