@@ -154,6 +154,7 @@ class ModuleRounds:
                            could_win_s=candidate.path.could_win_s, share=candidate.path.share)  # fmt: skip
         inputs = list(host.sampler.inputs[candidate.group, candidate.path.rows])
         guarded = len(self.unit.guards)
+        host.between(lambda _: self.unit.copy(candidate.group))
         try:
             for made in self.unit.compile(
                 candidate, inputs, limit_s=self._settings.compile_s, search=self._search

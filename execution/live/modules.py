@@ -18,9 +18,9 @@ from execution.compiler.port import Bucket, CompileError, Kernel
 from execution.compiler.service import CompilerService, Demand, Samples
 from execution.compiler.source import spec_of
 from execution.engines.torch.core import DECODE, EngineCore
+from execution.gil import yielding_often
 from execution.graph.node import GraphError
 from execution.graph.subject import structure_of
-from execution.live.gil import yielding_often
 from execution.live.journal import ExecutionJournal
 from execution.live.sampler import HotPath, StepSampler, group_of
 from execution.live.subjects import engine_subject, engine_weights
@@ -79,15 +79,21 @@ class ModuleUnit:
         check_every: int = 500,
         memory_bytes: int = 1 << 30,
     ) -> None:
-        """Between two steps: modules are copied (not their weights), and nobody else may be at them meanwhile."""
+        """Between two steps."""
         self._service, self._journal, self._on_fault, self._threads = service, journal, on_fault, threads
         self._min_gain, self._check_every, self._memory_bytes = min_gain, check_every, memory_bytes
         self._packed: dict[tuple[str, Bucket, str], int] = {}
         self._originals = {name: m for name, m in core.modules().items() if name != DECODE}
-        self.modules = {name: structure_of(m) for name, m in self._originals.items()}
+        self._copies: dict[str, nn.Module] = {}
         """As they were, for tracing and for weights; never in service."""
         self.guards: dict[str, Guarded] = {}
         self.tried: set[tuple[str, Bucket]] = set()
+
+    def copy(self, group: str) -> None:
+        """Take a kind of module aside (not its weights). Between two steps: nobody may be at it meanwhile."""
+        for name, module in self._originals.items():
+            if group_of(name) == group and name not in self._copies:
+                self._copies[name] = structure_of(module)
 
     def candidates(
         self, sampler: StepSampler, paths: Sequence[HotPath], *, least_share: float
@@ -110,7 +116,7 @@ class ModuleUnit:
     def compile(
         self, candidate: Candidate, inputs: Sequence[torch.Tensor], *, limit_s: float, search: bool = True
     ) -> Iterator[Made | None]:
-        """Better and better kernels for a kind of module; each is right, and faster than the module alone. None: the
+        """Better and better kernels for a kind of module that was copied; each is right, and faster than the module alone. None: the
         compilers are at it, and whoever waits may look around. Without `search`: what the cache holds."""
         self.tried.add((candidate.group, candidate.bucket))
         named = self._of(candidate.group)
@@ -197,11 +203,14 @@ class ModuleUnit:
             guard.check_pending()
 
     def _of(self, group: str) -> dict[str, nn.Module]:
-        return {name: m for name, m in self.modules.items() if group_of(name) == group}
+        return {name: m for name, m in self._copies.items() if group_of(name) == group}
+
+    def _knows(self, group: str) -> bool:
+        return any(group_of(name) == group for name in self._originals)
 
     def _is_whole(self, group: str) -> bool:
         """Whether it has parts that could be compiled alone."""
-        return any(group_of(name).startswith(f"{group}.") for name in self.modules)
+        return any(group_of(name).startswith(f"{group}.") for name in self._originals)
 
     def _kin(self, group: str) -> str:
         """What is guarded already of which it is a part, or that is a part of it."""

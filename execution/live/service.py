@@ -32,10 +32,10 @@ from execution.engines.torch.decode import DecodeStep
 from execution.engines.torch.engine import TorchEngine
 from execution.engines.torch.options import TorchOptions
 from execution.engines.torch.step import Row
+from execution.gil import yielding_often
 from execution.live.decode.cases import Case
 from execution.live.decode.shape import NotDecodableError
 from execution.live.decode.unit import DecodeSettings, DecodeUnit, record_case
-from execution.live.gil import yielding_often
 from execution.live.journal import ExecutionJournal, FileJournal
 from execution.live.module_rounds import ModuleRounds, ModuleSettings
 from execution.live.place import PlaceTrial
@@ -188,7 +188,8 @@ class ExecutionEvolution:
         unit = None
         try:
             if self._settings.decode:
-                unit = self._unit = self.between(self._make_unit)
+                with yielding_often():  # imports; it only reads, and nothing of the model is replaced yet
+                    unit = self._unit = DecodeUnit(self._core, self._cache, self._journal, self._decode)
         except (NotDecodableError, CompileError) as error:
             self.state = "watching"
             self._journal.note("refused", unit=DECODE, stage="capture", reason=str(error))
@@ -282,9 +283,6 @@ class ExecutionEvolution:
             for bucket, variant in _in_force(table).items():
                 found[f"{group_of(name)} {bucket}"] = variant  # all layers alike
         return found
-
-    def _make_unit(self, core: EngineCore) -> DecodeUnit:
-        return DecodeUnit(core, self._cache, self._journal, self._decode)
 
     def _install(self, core: EngineCore) -> None:
         """The guard, with nothing in force, and the sampler."""

@@ -7,17 +7,15 @@ disturb each other: while something is opened, the interpreter is told to change
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from execution.gil import yielding_often
 from execution.regimes.builder import Builder, Site
 from execution.regimes.dispatcher import RegimeState
 from execution.regimes.prior import Prior
@@ -34,7 +32,6 @@ from execution.regimes.recipe import (
 )
 from execution.regimes.regime import Regime
 
-_SWITCH_S = 1e-4
 Answer = tuple[Tensor, ...]
 
 
@@ -168,7 +165,7 @@ class Supply:
         self.pending -= 1
 
     def _open(self, place: Place, recipe: Recipe, built: Built) -> None:
-        with _polite():
+        with yielding_often():
             run = open_artifact(built, self._weights)
             if place.reference is None:
                 place.reference = self._answer(place.examples[0])
@@ -193,18 +190,3 @@ class Supply:
 def _told(error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:160]}"
-
-
-_politeness = threading.Lock()
-
-
-@contextmanager
-def _polite() -> Iterator[None]:
-    """The interpreter changes hands often, for a while."""
-    with _politeness:
-        before_s = sys.getswitchinterval()
-        sys.setswitchinterval(min(before_s, _SWITCH_S))
-        try:
-            yield
-        finally:
-            sys.setswitchinterval(before_s)

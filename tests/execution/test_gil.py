@@ -3,7 +3,7 @@
 import sys
 import threading
 
-from execution.live.gil import yielding_often
+from execution.gil import yielding_often
 
 
 def test_the_interval_is_short_within_and_as_before_after_the_last() -> None:
