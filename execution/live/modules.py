@@ -107,7 +107,7 @@ class ModuleUnit:
                 continue
             if (
                 sampler.inputs.get((path.unit, path.rows))
-                and self._of(path.unit)
+                and self._knows(path.unit)
                 and not self._kin(path.unit)
             ):
                 found.append(Candidate(path.unit, bucket, path))
@@ -116,8 +116,9 @@ class ModuleUnit:
     def compile(
         self, candidate: Candidate, inputs: Sequence[torch.Tensor], *, limit_s: float, search: bool = True
     ) -> Iterator[Made | None]:
-        """Better and better kernels for a kind of module that was copied; each is right, and faster than the module alone. None: the
-        compilers are at it, and whoever waits may look around. Without `search`: what the cache holds."""
+        """Better and better kernels for a kind of module that was copied; each is right, and faster than the module
+        alone. None: the compilers are at it, and whoever waits may look around. Without `search`: what the cache
+        holds."""
         self.tried.add((candidate.group, candidate.bucket))
         named = self._of(candidate.group)
         first = next(iter(named.values()))

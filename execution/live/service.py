@@ -14,6 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -74,6 +75,23 @@ class EvolutionSettings:
     """False: nothing is compiled; what the cache holds is put in force."""
 
 
+@dataclass(slots=True)
+class _Patience:
+    """Longer from time to time."""
+
+    wait_s: float = 15.0
+    until_s: float = 0.0
+
+    def over(self, now_s: float) -> bool:
+        """May it be tried?"""
+        return now_s >= self.until_s
+
+    def wait_from(self, now_s: float) -> None:
+        """It is tried now."""
+        self.wait_s *= 2.0
+        self.until_s = now_s + self.wait_s
+
+
 class _Closed(Exception):
     """The engine or the evolution ends."""
 
@@ -107,6 +125,7 @@ class ExecutionEvolution:
         self._faults: queue.SimpleQueue[tuple[str, Variant, str]] = queue.SimpleQueue()
         self._peaks = measure_peaks(decode.threads)
         self._confirmed: set[tuple[str, int]] = set()
+        self._patience: dict[tuple[str, int], _Patience] = defaultdict(_Patience)
         self._stop = threading.Event()
         self._enabled = threading.Event()
         self._enabled.set()
@@ -340,15 +359,22 @@ class ExecutionEvolution:
             for s in sizes
             if (v := guard.table.pick(s)) is not None and (v.name, s) not in self._confirmed
         }
-        recent = [s for s in news if len(self.sampler.by_rows[s].recent_s) >= 32]
+        now_s = time.monotonic()
+        recent = [
+            s
+            for s, v in news.items()
+            if len(self.sampler.by_rows[s].recent_s) >= 32 and self._patience[v.name, s].over(now_s)
+        ]
         if not recent:
             return
+        for size in recent:  # a size that comes too seldom to be judged is not waited for again and again
+            self._patience[news[size].name, size].wait_from(now_s)
         trial = PlaceTrial(list(set(news.values())), pairs=self._settings.place_pairs)
         self.run_trial(trial)
         verdicts = trial.verdicts(threads=self._decode.threads, min_gain=self._settings.min_gain_in_place)
         for bucket, speed in verdicts.items():
-            variant = news.get(bucket.least) or guard.table.pick(bucket.least)
-            if variant is not None:
+            variant = news.get(bucket.least)
+            if variant is not None:  # else this size's own did not take part
                 self._judge(unit, variant, bucket, speed)
 
     def _judge(self, unit: DecodeUnit, variant: Variant, bucket: Bucket, speed: Speed) -> None:

@@ -87,6 +87,7 @@ def live(
         try:
             evolution.start()
             await story(run)
+            await run.until(lambda: len(run.answers) == STREAMS)
         finally:
             stop.set()
             await asyncio.gather(*streams)
