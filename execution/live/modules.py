@@ -213,12 +213,10 @@ class ModuleUnit:
         """Whether it has parts that could be compiled alone."""
         return any(group_of(name).startswith(f"{group}.") for name in self._originals)
 
-    def _kin(self, group: str) -> str:
-        """What is guarded already of which it is a part, or that is a part of it."""
-        for other in sorted({group_of(name) for name in self.guards}):
-            if other.startswith(f"{group}.") or group.startswith(f"{other}."):
-                return other
-        return ""
+    def _kin(self, group: str) -> bool:
+        """Whether something is guarded already of which it is a part, or that is a part of it."""
+        others = {group_of(name) for name in self.guards}
+        return any(o.startswith(f"{group}.") or group.startswith(f"{o}.") for o in others)
 
     def _bind(
         self, candidate: Candidate, named: dict[str, nn.Module], x: torch.Tensor, event: Accepted

@@ -243,7 +243,7 @@ class ExecutionEvolution:
                     self._try_in_place(unit)
             if self._modules is not None:
                 self._modules.look()
-            self._look()
+            self.profile()
 
     def _evolve_modules(self) -> None:
         """What the decode step leaves: the kinds of modules in which the most could be won."""
@@ -275,8 +275,9 @@ class ExecutionEvolution:
 
     def profile(self) -> list[HotPath]:
         """What is hot, most to win first."""
-        self._look()
-        return self.sampler.profile(self._peaks)
+        paths = self.sampler.profile(self._peaks)
+        self._show(paths)
+        return paths
 
     def run_trial(self, trial: PlaceTrial) -> None:
         """Until it has enough, its time is over, or something is wrong."""
@@ -316,17 +317,17 @@ class ExecutionEvolution:
         self.state = "observing"
         while self.sampler.steps < self._settings.observe_steps or not self.sampler.sampled:
             self.wait()
-        self._look()
+        self.profile()
         for path in self.hot[:5]:
             self._journal.note("hot", **path)
 
-    def _look(self) -> None:
+    def _show(self, paths: list[HotPath]) -> None:
         self.hot = [
             {
                 "unit": p.unit, "rows": list(p.rows), "threads": p.threads, "calls": p.calls, "spent_s": p.spent_s,
                 "floor_s": p.floor_s, "could_win_s": p.could_win_s, "share": p.share,
             }
-            for p in self.sampler.profile(self._peaks)[:40]
+            for p in paths[:40]
         ]  # fmt: skip
 
     def _record(self) -> list[Case]:
