@@ -82,13 +82,15 @@ def stages_at(generation: int) -> Stages:
 
 
 def evolve(archive_path: Path, ledger_path: Path, seed: int, done: Callable[[PolicySource], bool]) -> None:
-    """Resume, and go on until `done(incumbent)`."""
+    """Resume, and go on until `done(incumbent)`; for one step at least, which takes up what was cut off."""
     archive, ledger = Archive(archive_path), Ledger(ledger_path)
     synthesiser = Asked(BuiltinSynthesiser(seed * 1000 + archive.generation()), ledger)
     evolver = Evolver(synthesiser, Scored(ledger), archive, EvolverConfig(batch=3), world_key=WORLD)
     incumbent = next(iter(archive.champions()), knobs())
-    while not done(incumbent):
+    while True:
         stages = stages_at(evolver.generation + 1)
         outcome = evolver.step(incumbent, (), None, stages, Budget(20, float("inf")))
         incumbent = outcome.best or incumbent
+        if done(incumbent):
+            break
     archive.close()
