@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hw_profiles.errors import Problem, ProfileError
     from hw_profiles.loader import (
+        anchored,
         list_clusters,
         list_devices,
         list_models,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Problem": "errors",
     "ProfileError": "errors",
+    "anchored": "loader",
     "list_clusters": "loader",
     "list_devices": "loader",
     "list_models": "loader",
@@ -42,6 +44,7 @@ __all__ = [
     "Problem",
     "ProfileError",
     "Topology",
+    "anchored",
     "list_clusters",
     "list_devices",
     "list_models",

@@ -152,9 +152,9 @@ def load_model(name: str) -> ModelSpec:
     Raises:
         ProfileError: unknown, unreadable or wrong.
     """
-    base, mark, dtype = name.partition("@")
+    base, dtype = _without_dtype(name)
     model = _by_name_or_path(packaged().models, base)
-    if not mark:
+    if dtype is None:
         return model
     for known in BYTES_PER_WEIGHT:
         if known == dtype.lower():
@@ -191,6 +191,14 @@ def _cluster_file(path: Path) -> Topology:
     return assemble(profile, Catalogue(root), document)
 
 
+def anchored(name: str) -> str:
+    """The name of a cluster or a model as any process understands it: a path is made absolute, a name is left as it
+    is, a weight type stays behind it."""
+    base, dtype = _without_dtype(name)
+    path = _as_path(base)
+    return name if path is None else f"{path.absolute()}{'' if dtype is None else f'@{dtype}'}"
+
+
 def list_devices() -> list[str]:
     """Names of the packaged devices."""
     return packaged().devices.names()
@@ -211,6 +219,12 @@ def _as_path(name: str) -> Path | None:
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     return None
+
+
+def _without_dtype(name: str) -> tuple[str, str | None]:
+    """(name or path, weight type): what follows the last `@`, unless that stands in the name of a folder or file."""
+    base, mark, dtype = name.rpartition("@")
+    return (name, None) if not mark or "/" in dtype or _as_path(dtype) else (base, dtype)
 
 
 def _by_name_or_path(shelf: Shelf[P], name: str) -> P:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from execution.twin import Twin, WorldParameters
-from hw_profiles import ModelSpec, Topology, load_cluster, load_model
+from hw_profiles import ModelSpec, Topology, anchored, load_cluster, load_model
 from hw_profiles.performance import PerformanceModel, Perturbation
 from loop.contracts import ClusterEvent, DeploymentOption, EventKind, Observation, RecordSink
 from physical.placement import deployment_options
@@ -15,7 +15,8 @@ from physical.placement import deployment_options
 
 @dataclass(frozen=True, slots=True)
 class WorldSpec:
-    """What a world is made from; a value that any process can build the same world from."""
+    """What a world is made from; a value that any process can build the same world from. Paths are made absolute:
+    processes that score candidates work in another directory."""
 
     cluster: str
     """Name of a packaged cluster, or the path of a YAML file."""
@@ -27,6 +28,12 @@ class WorldSpec:
     seed: int = 0
     coefficients: str = ""
     """A coefficients file of the user's (`profiles calibrate`); empty: the packaged one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cluster", anchored(self.cluster))
+        object.__setattr__(self, "models", tuple(map(anchored, self.models)))
+        if self.coefficients:
+            object.__setattr__(self, "coefficients", str(Path(self.coefficients).absolute()))
 
 
 class InfeasibleModelError(ValueError):

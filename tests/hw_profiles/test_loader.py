@@ -1,6 +1,8 @@
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from hw_profiles import (
     ProfileError,
+    anchored,
     list_clusters,
     list_devices,
     list_models,
@@ -46,6 +49,29 @@ def test_everything_promised_is_there() -> None:
 )
 def test_models_answer_to_their_repository_name(alias: str, name: str) -> None:
     assert load_model(alias) is load_model(name)
+
+
+def test_paths_are_anchored_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [anchored(n) for n in ("mixed-64", "qwen3-32b@fp8", "Qwen/Qwen3-32B")] == [
+        "mixed-64",
+        "qwen3-32b@fp8",
+        "Qwen/Qwen3-32B",
+    ]
+    assert anchored("my/own.yaml") == str(tmp_path / "my" / "own.yaml")
+    assert anchored("own.yml@fp8") == f"{tmp_path / 'own.yml'}@fp8"
+    assert anchored(str(tmp_path / "a@b" / "own.yaml")) == str(tmp_path / "a@b" / "own.yaml")
+
+
+def test_a_weight_type_stands_behind_the_last_at_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "me@office"
+    folder.mkdir()
+    path = folder / "tiny-llama.yaml"
+    shutil.copy(str(files("hw_profiles") / "data" / "models" / "tiny-llama.yaml"), path)
+    assert load_model(str(path)) == load_model("tiny-llama")
+    assert load_model(f"{path}@fp8") == load_model("tiny-llama@fp8")
+    with pytest.raises(ProfileError, match="unknown weight type ''"):
+        load_model("tiny-llama@")
 
 
 def test_device_aliases() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.slow
 WORLD = WorldSpec("local-2", ("tiny-llama",))
 CONFIG = ReplayConfig(ControllerConfig(mode=ReplayMode.ONLINE), Slo(0.5, 0.05), 10.0, 16)
 FIRST = baseline_source("round_robin")
-DEADLINE_S = 120.0
+DEADLINE_S = 600.0
 
 
 class Collector:
@@ -75,20 +77,25 @@ def past() -> tuple[PastWindow, ...]:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[EvolutionProcess]:
-    options = build_world(WORLD).options
-    setup = ScoringSetup((WORLD, replace(WORLD, seed=1)), options, CONFIG, Objective.GOODPUT)
+    made = process_in(WORLD, tmp_path)
+    yield made
+    made.close()
+
+
+def process_in(world: WorldSpec, tmp_path: Path) -> EvolutionProcess:
+    options = build_world(world).options
+    setup = ScoringSetup((world, replace(world, seed=1)), options, CONFIG, Objective.GOODPUT)
     spec = EvolverSpec(
         setup,
         FIRST,
-        EvolutionConfig(evaluations=4, step_deadline_s=60.0, rehearse=False),
+        EvolutionConfig(evaluations=4, step_deadline_s=600.0, rehearse=False),
         (baseline_source("least_loaded"),),
         tmp_path / "archive.sqlite",
     )
     made = EvolutionProcess(spec)
     made.past = past
     made.now = lambda: past()[-1].obs
-    yield made
-    made.close()
+    return made
 
 
 def step(process: EvolutionProcess) -> EvolutionStep:
@@ -136,6 +143,21 @@ def test_a_step_and_a_question_are_answered_at_the_lowest_priority(process: Evol
     assert (tmp_path / "archive.sqlite").is_file()
 
 
+def test_profiles_of_the_users_may_be_named_from_where_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = Path(str(files("hw_profiles") / "data"))
+    (tmp_path / "clusters").mkdir()
+    for name in ("clusters/local-2.yaml", "models/tiny-llama.yaml"):
+        shutil.copy(data / name, tmp_path / name.replace("models/", ""))
+    monkeypatch.chdir(tmp_path)
+    process = process_in(WorldSpec("clusters/local-2.yaml", ("tiny-llama.yaml",)), tmp_path)
+    try:
+        assert step(process).evaluations >= 1
+    finally:
+        process.close()
+
+
 def test_a_process_that_was_killed_is_told_of_and_the_next_question_starts_another(process: EvolutionProcess):
     process.counterfactual([FIRST], [1])  # brings it up
     first = process.pid
@@ -149,8 +171,17 @@ def test_a_process_that_was_killed_is_told_of_and_the_next_question_starts_anoth
         except EvolutionProcessError as fault:
             faults.append(fault)
 
+    asked = threading.Event()
+
+    def known() -> tuple[PastWindow, ...]:
+        asked.set()
+        return past()
+
+    process.past = known  # looked at once the process is known to be there, before it is told the question
+    os.kill(first, signal.SIGSTOP)  # so that it has no time to answer
     stepping = threading.Thread(target=interrupted)
     stepping.start()
+    assert asked.wait(DEADLINE_S)
     os.kill(first, signal.SIGKILL)
     stepping.join(DEADLINE_S)
     assert ["ended" in str(fault) for fault in faults] == [True]
