@@ -23,7 +23,8 @@ class ManagerOptions:
     poll_s: float = 0.25
     """Between two readings of an engine's counters."""
     answer_limit_s: float = 20.0
-    """An engine that does not tell its counters for so long hangs: it is killed."""
+    """An engine of which nothing is heard for so long, neither counters nor tokens, hangs: it is killed. Time in which
+    this process itself did not run does not count (patience.py)."""
     backoff_s: float = 0.1
     """Before the first restart; doubled for each death after that."""
     max_backoff_s: float = 10.0

@@ -58,6 +58,8 @@ class Replica:
         self.load = Load()
         self.stats = EngineStats()
         """The last reading."""
+        self.heard = 0
+        """How often tokens have come: a sign of life beside the readings."""
         self.info: EngineInfo | None = None
         self.process: int | None = None
         """Its process when it became ready; None: it has none of its own."""
@@ -119,6 +121,7 @@ class Replica:
 
     def progress(self, flight: Flight, tokens: int) -> None:
         """So many tokens of a request have come."""
+        self.heard += 1
         self.load.progress(flight, tokens)
         self._view = None
 

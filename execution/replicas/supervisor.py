@@ -10,6 +10,7 @@ import structlog
 
 from execution.replicas.events import ReplicaEventKind
 from execution.replicas.options import ManagerOptions
+from execution.replicas.patience import answered
 from execution.replicas.process import ProcessWatch
 from execution.replicas.replica import Replica
 from loop.contracts import EngineError, EngineLimits, ReplicaSpec, ReplicaStage
@@ -127,8 +128,10 @@ class Supervisor:
             while replica is not None and replica.ready and replica.spec != self.spec:
                 wanted = self.spec
                 try:
-                    async with asyncio.timeout(self._crew.options.answer_limit_s):
-                        await replica.engine.set_limits(self._limits(wanted))
+                    limit_s = self._crew.options.answer_limit_s
+                    await answered(
+                        replica.engine.set_limits(self._limits(wanted)), limit_s, lambda: replica.heard
+                    )
                 except (EngineError, ValueError, TimeoutError) as error:
                     words = f"batch limits not changed: {error}"
                     self._crew.tell(ReplicaEventKind.FAILED, wanted, replica, words)
@@ -308,8 +311,10 @@ class Supervisor:
         options = self._crew.options
         while True:
             try:
-                async with asyncio.timeout(options.answer_limit_s):
-                    replica.read(await replica.engine.stats())
+                reading = await answered(
+                    replica.engine.stats(), options.answer_limit_s, lambda: replica.heard
+                )
+                replica.read(reading)
             except TimeoutError:
                 self._crew.lost(replica, f"hangs: no answer for {options.answer_limit_s:g} s")
                 return
