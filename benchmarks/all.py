@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Options, parse_options, run_main
+from benchmarks.common import Options, Row, alike_rows, parse_options, run_main
 
 BENCHMARKS = (
     "twin_fidelity",
     "twin_speed",
     "sandbox",
     "loop_first",
+    "live_evolution",
     "dynamics",
     "engines",
     "gateway",
@@ -108,12 +109,13 @@ def section(outcome: dict[str, Any]) -> str:
         {k: t[k] for k in ("name", "value", "target", "unit")} | {"met": "yes" if t["met"] else "no"}
         for t in outcome["targets"]
     ]
-    for rows in (targets, outcome["rows"]):
+    tables: list[Sequence[Row]] = [targets, *alike_rows(outcome["rows"])]
+    for rows in tables:
         lines += ["", *markdown_table(rows)]
     return "\n".join(lines)
 
 
-def markdown_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+def markdown_table(rows: Sequence[Row]) -> list[str]:
     """Rows of equal or unequal keys as a table."""
     if not rows:
         return []

@@ -140,8 +140,9 @@ def publish(options: Options, rows: Sequence[Row], targets: Sequence[Target]) ->
     if options.json:
         print(json.dumps(envelope(options, rows, targets), allow_nan=False))
         return 0
-    console = Console()
-    console.print(rows_table(options.name, rows))
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+    for number, alike in enumerate(alike_rows(rows)):
+        console.print(rows_table("" if number else options.name, alike))
     if targets:
         console.print(targets_table(targets))
     return 0
@@ -186,6 +187,20 @@ def machine() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "python": platform.python_version(),
     }
+
+
+def alike_rows(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that share most of their columns with the first one of their table, in order; a table each."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        for group in groups:
+            first = group[0].keys()
+            if 2 * len(first & row.keys()) > min(len(first), len(row)):
+                group.append(row)
+                break
+        else:
+            groups.append([row])
+    return groups
 
 
 def rows_table(title: str, rows: Sequence[Row]) -> Table:

@@ -150,6 +150,12 @@ def run_all(setup: OfflineSetup, runs: Sequence[Run], workers: int, what: str) -
     return [results[i] for i in range(len(runs))]
 
 
+_DISPENSABLE = ("MJ", "device-h", "solve", "serving", "reconfig", "faults", "goodput", "TTFT p99 s")
+"""Columns that a narrow console does without, the first ones first."""
+_LEAST_POLICY = 16
+"""Characters of a policy's name on one line."""
+
+
 def console() -> Console:
     """Stdout, wide enough for the tables where it is no terminal."""
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
@@ -159,14 +165,14 @@ def console() -> Console:
 def show(setting: s.Setting, report: ScoreReport, out: Console) -> None:
     """The table of the nominal world with the ratios of the perturbed ones, and a line of windows each."""
     nominal = [x for x in report.scores if x.world == 0]
-    out.print(_table(setting, report, nominal))
+    out.print(_table(setting, report, nominal, out.width))
     out.print(_sparklines(setting, nominal))
     faults = [(x.policy, e) for x in report.scores if not x.same_as for e in x.run.faults.examples[:2]]
     for name, example in faults[:6]:
         out.print(f"[red]fault[/red] of {escape(name)}: {escape(example)}", highlight=False)
 
 
-def _table(setting: s.Setting, report: ScoreReport, nominal: Sequence[Scored]) -> Table:
+def _table(setting: s.Setting, report: ScoreReport, nominal: Sequence[Scored], width: int) -> Table:
     worlds = max(x.world for x in report.scores)
     table = Table(
         title=f"{setting.title}: {setting.requests:,} requests, {len(setting.windows)} windows, "
@@ -205,12 +211,30 @@ def _table(setting: s.Setting, report: ScoreReport, nominal: Sequence[Scored]) -
         hidden.add("faults")
     if not worlds:
         hidden.add("in 0 perturbed")
-    shown = [name for name in rows[0][0] if name not in hidden]
+    shown = _fitting([name for name in rows[0][0] if name not in hidden], [cells for cells, _ in rows], width)
     for name in shown:
-        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+        if name == "policy":
+            table.add_column(name, overflow="fold")
+        else:  # not to be narrowed: a figure of which a digit is cut off says something else
+            table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for cells, style in rows:
         table.add_row(*(cells[name] for name in shown), style=style)
     return table
+
+
+def _fitting(names: list[str], rows: Sequence[dict[str, str]], width: int) -> list[str]:
+    """The columns that a console of `width` characters holds uncut; the least telling ones go first (`--json` has
+    them all)."""
+
+    def needed(name: str) -> int:
+        least = [_LEAST_POLICY] if name == "policy" else [len(cells[name]) for cells in rows]
+        return 3 + max(*map(len, name.split(" ", 1)), *least)
+
+    shown = list(names)
+    for name in _DISPENSABLE:
+        if 1 + sum(map(needed, shown)) > width and name in shown:
+            shown.remove(name)
+    return shown
 
 
 def spread(ratios: Sequence[float]) -> str:

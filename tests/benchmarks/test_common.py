@@ -11,6 +11,7 @@ from benchmarks.common import (
     BenchmarkInputError,
     Options,
     Target,
+    alike_rows,
     parse_options,
     publish,
     run_main,
@@ -42,6 +43,17 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "alpha" in printed
     assert "12,346" in printed
     assert "yes" in printed
+
+
+def test_rows_of_another_kind_get_a_table_of_their_own() -> None:
+    rows = [
+        {"case": "a", "x": 1, "y": 2},
+        {"case": "b", "x": 1, "y": 2, "z": 3},
+        {"at_s": 1.0, "why": "so", "x": 1},
+        {"case": "c", "y": 2},
+    ]
+    assert alike_rows(rows) == [[rows[0], rows[1], rows[3]], [rows[2]]]
+    assert alike_rows([]) == []
 
 
 def test_the_directory_comes_from_the_arguments_or_the_environment(
