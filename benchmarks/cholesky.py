@@ -17,6 +17,10 @@ figures of others for the same models, from a simulator without contention.
 The planner's budget counts CPU time of its one core, so that other load changes no plan. `planning_s`, and the
 target on it, are wall time from the numbers of the model files to the plan, imports aside: run it idle.
 
+With `--memories`, GPU memories hold a share of all tiles: `bounds ignored` is the plan without bounds, carried out
+with the least recently used tile going first; `foreseen` the same plan, what it needs last going first; `known` the
+plan that counts evictions and is judged by what comes of it.
+
 Robustness: durations and transfers with lognormal noise, the plan followed with online correction against
 dmdas, HEFT followed the same way, and the plan to the letter, under the same noise.
 """
@@ -36,6 +40,7 @@ from typing import Any
 
 from benchmarks.common import BenchmarkInputError, Options, Target, parse_options, progress, publish, run_main
 from physical.scheduling.bounds import area, critical_path_s, staged_bound_s, warm_up
+from physical.scheduling.carried import compared
 from physical.scheduling.disturbance import Disturbance, Loss, Slowdown
 from physical.scheduling.families import cholesky
 from physical.scheduling.following import Following
@@ -234,6 +239,21 @@ def peers(column: Column, problem: Problem, free: Problem) -> None:
             column.add(make.name, links, trace.makespan_s)
 
 
+def memories(model: Measured, tiles: int, options: Options) -> list[dict[str, Any]]:
+    """The GPUs' memories bounded: plans that know it against plans that do not, in the same simulation."""
+    free = problem_of(model, tiles, options.extra, contention=True)
+    column = Column(model, tiles, max(area(free).bound_s, critical_path_s(free)))
+    planner = Planner(QUICK_BUDGET_S if options.quick else BUDGET_S, clock=time.process_time)
+    schedulers: tuple[Planner | Heft | Peft, ...] = (planner, Heft(), Peft())
+    for share in options.extra.memories:
+        problem = free.with_memories(share)
+        for scheduler in schedulers:
+            for bounds, makespan_s in compared(problem, scheduler, options.seed).items():
+                column.add(f"{scheduler.name}, bounds {bounds}", f"memories {share:g}", makespan_s)
+        column.add("dmdas", f"memories {share:g}", check(simulate(problem, Dmdas())).makespan_s)
+    return column.rows
+
+
 def judged(
     model: Measured, tiles: int, options: Options, over_bound: float
 ) -> tuple[list[dict[str, Any]], list[Target]]:
@@ -306,6 +326,8 @@ def measure(options: Options) -> tuple[list[dict[str, Any]], list[Target]]:
                 more, met, problem, plan = one_column(model, tiles, options)
                 rows += more
                 targets += met
+                if options.extra.memories:
+                    rows += memories(model, tiles, options)
                 if tiles in {16, 24}:
                     disturbed += robustness(model, tiles, problem, plan, options)
     for tiles in sorted({row["tiles"] for row in disturbed}):
@@ -332,6 +354,13 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host-streams", type=int, default=2, help="transfers at once, each way, over the host link"
     )
+    parser.add_argument(
+        "--memories",
+        type=float,
+        nargs="+",
+        metavar="SHARE",
+        help="also with GPU memories that hold this share of all tiles each",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -341,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise BenchmarkInputError("cholesky: --tiles, --cpus and --host-streams must be at least 1")
     if options.extra.bytes_per_s <= 0 or options.extra.tile_bytes <= 0:
         raise BenchmarkInputError("cholesky: --bytes-per-s and --tile-bytes must be positive")
+    if min(options.extra.memories or [1.0]) <= 0:
+        raise BenchmarkInputError("cholesky: --memories must be positive")
     rows, targets = measure(options)
     return publish(options, rows, targets)
 

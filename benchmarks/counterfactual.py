@@ -5,8 +5,9 @@ journaled. `profiles calibrate --from-journal` fits the engine on the first minu
 has other arrivals (bursty), another rate and other lengths; its requests are replayed in the twin, and each one's E2E
 time is compared with what really happened. `as recorded`: each request goes where it really went, so that the engine's
 speed alone is judged; `same policy`: the policy decides again, in the twin. `uncalibrated` is the twin with the
-packaged coefficients. Rates are chosen from the engines' own throughput, measured first. Run it idle: what else runs on the
-machine slows the engines down and not the twin.
+packaged coefficients. `at best` is calibrated on the judged minute itself: what no calibration on another minute can
+beat by much, since it knows how fast the machine was in this one. Rates are chosen from the engines' own throughput,
+measured first. Run it idle: what else runs on the machine slows the engines down and not the twin.
 """
 
 from __future__ import annotations
@@ -296,7 +297,20 @@ def judge(path: Path, watched: Watched, performance: PerformanceModel) -> list[d
         "judged/same policy": replay_in_twin(second, performance, policy),
         "judged/uncalibrated": replay_in_twin(second, PerformanceModel.load()),
     }
-    return rows + [_row(name, compare(second, records)) for name, records in cases.items()]
+    rows += [_row(name, compare(second, records)) for name, records in cases.items()]
+    best = _at_best(path)
+    if best is not None:
+        rows.append(_row("judged/at best", compare(second, replay_in_twin(second, best))))
+    return rows
+
+
+def _at_best(path: Path) -> PerformanceModel | None:
+    """Calibrated on the judged minute itself; None: too little happened in it."""
+    try:
+        coefficients, _ = calibrate_from_journal(path, read_coefficients(), date="", run=2)
+    except DataError:
+        return None
+    return PerformanceModel(coefficients)
 
 
 def _row(case: str, errors: Errors) -> dict[str, Any]:

@@ -8,6 +8,9 @@ behind shared links, proven in the same way.
 
 Large graphs (10,000 tasks, 8 units): time to plan, and makespan over HEFT's and over the lower bound.
 
+With `--memories`, the graphs on two CPUs and two GPUs whose memories hold a share of all data (at least the largest
+task): makespans of plans that know it over those of plans that do not.
+
 DATA_DIR is optional: WfCommons instances (JSON) there are planned too, on 8 units of three speeds.
 """
 
@@ -24,6 +27,7 @@ from typing import Any
 
 from benchmarks.common import BenchmarkInputError, Options, Target, parse_options, progress, publish, run_main
 from physical.scheduling.bounds import lower_bound_s
+from physical.scheduling.carried import compared
 from physical.scheduling.exact import solve
 from physical.scheduling.families import FAMILIES, Setting, random_problem
 from physical.scheduling.formats import FormatError, read_graph
@@ -157,6 +161,38 @@ def large(options: Options) -> tuple[list[dict[str, Any]], list[Target]]:
     return rows, targets
 
 
+def memories(options: Options) -> list[dict[str, Any]]:
+    """Every family on contended links, with memories that hold a share of all data or the largest task."""
+    count, budget_s = (40, 0.25) if options.quick else (100, 1.0)
+    schedulers: list[Scheduler] = [Planner(budget_s, clock=time.process_time), Heft(), Peft()]
+    rows = []
+    for share in options.extra.memories:
+        figures: dict[str, list[dict[str, float]]] = defaultdict(list)
+        for family in FAMILIES:
+            for seed in range(options.seed, options.seed + (1 if options.quick else 3)):
+                free = contended(random_problem(family, count, Setting(ccr=0.5), seed))
+                whole = sum(datum.nbytes for datum in free.graph.data)
+                least = max(map(free.working_bytes, range(free.tasks))) / whole
+                problem = free.with_memories(max(share, least))
+                for scheduler in schedulers:
+                    figures[scheduler.name].append(compared(problem, scheduler, seed))
+        for name, found in figures.items():
+            known = [one["known"] / one["ignored"] for one in found]
+            rows.append(
+                {
+                    "graphs": f"about {count} tasks, memories {share:g}",
+                    "scheduler": name,
+                    "known_over_ignored": statistics.fmean(known),
+                    "foreseen_over_ignored": statistics.fmean(
+                        one["foreseen"] / one["ignored"] for one in found
+                    ),
+                    "worst_known_over_ignored": max(known),
+                    "best_known_over_ignored": min(known),
+                }
+            )
+    return rows
+
+
 def instances(folder: Path, options: Options) -> list[dict[str, Any]]:
     """WfCommons instances in a folder, and graphs of our own format."""
     rows = []
@@ -193,6 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             more, met = large(options)
         rows += more
         targets += met
+    if options.extra.memories:
+        with progress(options, "memories that are bounded"):
+            rows += memories(options)
     if options.data_dir is not None:
         rows += instances(options.data_dir, options)
     return publish(options, rows, targets)
@@ -200,6 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", choices=("small", "large"), help="one half of it")
+    parser.add_argument(
+        "--memories",
+        type=float,
+        nargs="+",
+        metavar="SHARE",
+        help="also with memories that hold this share of all data each",
+    )
 
 
 if __name__ == "__main__":

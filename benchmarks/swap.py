@@ -159,7 +159,7 @@ async def run_once(options: Options, size: Size, cases: Sequence[Case], *, gatew
         began_s = time.perf_counter()
         outcomes = await _asked(dispatcher, model, cases, size, gateway=gateway)
         wall_s = time.perf_counter() - began_s
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(120.0):
             await disturbing
         swapped = disturber.swapped_s
         between = [(a + b) / 2 for a, b in itertools.pairwise(swapped)]

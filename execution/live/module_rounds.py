@@ -19,8 +19,10 @@ from execution.engines.torch.core import EngineCore
 from execution.live.journal import ExecutionJournal
 from execution.live.modules import Candidate, Made, ModuleUnit
 from execution.live.place import PlaceTrial
+from execution.live.quiet import undisturbed
 from execution.live.sampler import HotPath, StepSampler
 from execution.live.swap import FaultListener
+from execution.live.tracing import Tracer
 from execution.live.variants import Variant
 
 T = TypeVar("T")
@@ -75,12 +77,8 @@ class Host(Protocol):
         """Until it has enough, or its time is over."""
         ...
 
-    def handle_faults(self) -> None:
-        """Of whatever is in force."""
-        ...
-
-    def wait(self, seconds: float) -> None:
-        """Raises when all is to end."""
+    def look_around(self) -> None:
+        """While others work: what is in force is watched. Raises when all is to end."""
         ...
 
     def profile(self) -> list[HotPath]:
@@ -109,11 +107,12 @@ class ModuleRounds:
         self._pairs, self._search = pairs, search
         budget = Budget(cpu_s_per_minute=cpu_s_per_minute, priority=settings.priority)
         self._service = CompilerService(cache, backends=settings.backends, budget=budget)
+        self._tracer = Tracer(priority=settings.priority if settings.priority == "normal" else "low")
         for backend, reason in self._service.missing.items():
             journal.note("refused", unit="modules", variant=backend, stage="choice", reason=reason)
         self.unit = host.between(
             lambda core: ModuleUnit(
-                core, self._service, journal, on_fault, threads=threads, min_gain=settings.min_gain,
+                core, self._service, self._tracer, journal, on_fault, threads=threads, min_gain=settings.min_gain,
                 check_every=settings.check_every, memory_bytes=settings.memory_bytes,
             )
         )  # fmt: skip
@@ -146,6 +145,7 @@ class ModuleRounds:
     def close(self) -> None:
         """End compilers."""
         self._service.close()
+        self._tracer.close()
 
     def _try(self, candidate: Candidate) -> None:
         host = self._host
@@ -161,8 +161,7 @@ class ModuleRounds:
             ):
                 if made is not None:
                     self._swap(made)
-                host.handle_faults()
-                host.wait(0.0)
+                host.look_around()
         finally:
             host.state = before
         if len(self.unit.guards) != guarded:
@@ -177,7 +176,8 @@ class ModuleRounds:
 
         def swap(core: EngineCore) -> float:
             began_s = time.perf_counter()
-            unit.swap_in(core, made, exchanges, like)
+            with undisturbed():
+                unit.swap_in(core, made, exchanges, like)
             return 1e3 * (time.perf_counter() - began_s)
 
         host.pauses_ms.append(host.between(swap))

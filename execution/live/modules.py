@@ -18,14 +18,16 @@ from execution.compiler.port import Bucket, CompileError, Kernel
 from execution.compiler.service import CompilerService, Demand, Samples
 from execution.compiler.source import spec_of
 from execution.engines.torch.core import DECODE, EngineCore
-from execution.gil import yielding_often
 from execution.graph.node import GraphError
 from execution.graph.subject import structure_of
 from execution.live.journal import ExecutionJournal
+from execution.live.quiet import quietly
 from execution.live.sampler import HotPath, StepSampler, group_of
-from execution.live.subjects import engine_subject, engine_weights
+from execution.live.subjects import engine_weights
 from execution.live.swap import FaultListener, Guarded, difference
+from execution.live.tracing import Tracer
 from execution.live.variants import Table, Variant
+from execution.live.waiting import POLL_S, attended
 
 _MOST_ROWS = 1024
 _TOLERANCE = 1e-3
@@ -71,6 +73,7 @@ class ModuleUnit:
         self,
         core: EngineCore,
         service: CompilerService,
+        tracer: Tracer,
         journal: ExecutionJournal,
         on_fault: FaultListener,
         *,
@@ -82,6 +85,7 @@ class ModuleUnit:
         """Between two steps."""
         self._service, self._journal, self._on_fault, self._threads = service, journal, on_fault, threads
         self._min_gain, self._check_every, self._memory_bytes = min_gain, check_every, memory_bytes
+        self._tracer = tracer
         self._packed: dict[tuple[str, Bucket, str], int] = {}
         self._originals = {name: m for name, m in core.modules().items() if name != DECODE}
         self._copies: dict[str, nn.Module] = {}
@@ -117,28 +121,33 @@ class ModuleUnit:
         self, candidate: Candidate, inputs: Sequence[torch.Tensor], *, limit_s: float, search: bool = True
     ) -> Iterator[Made | None]:
         """Better and better kernels for a kind of module that was copied; each is right, and faster than the module
-        alone. None: the compilers are at it, and whoever waits may look around. Without `search`: what the cache
+        alone. None, several times a second: the compilers are at it, and whoever
+        waits may look around. Without `search`: what the cache
         holds."""
         self.tried.add((candidate.group, candidate.bucket))
         named = self._of(candidate.group)
         first = next(iter(named.values()))
         where = {"unit": candidate.group, "rows": str(candidate.bucket)}
+        tracing = self._tracer.trace(first, inputs[0], candidate.bucket, self._threads)
+        done = False
+        while not done:
+            done = tracing.done(POLL_S)
+            yield None
         try:
-            with yielding_often():  # tracing is Python throughout
-                subject = engine_subject(first, inputs[0], candidate.bucket, self._threads)
+            subject = tracing.subject()
         except (GraphError, CompileError) as error:
             self._journal.note("refused", **where, stage="capture", reason=str(error))
             return
         samples = Samples(tuple((x,) for x in inputs), engine_weights(first, subject))
         demand = Demand(min_gain=self._min_gain, expected_compile_s=limit_s, search=search)
-        for event in self._service.best_sync(subject, samples, demand=demand):
+        for event in attended(self._service.best_sync(subject, samples, demand=demand)):
             if isinstance(event, Refused):
                 self._journal.note(
                     "refused", **where, variant=f"{event.recipe.backend} {event.recipe.name}",
                     stage=event.verdict.stage, reason=event.verdict.reason,
                 )  # fmt: skip
             elif isinstance(event, Accepted):
-                with yielding_often():
+                with quietly():
                     made = self._bind(candidate, named, inputs[0], event)
                 yield made
             elif isinstance(event, Finished):

@@ -11,14 +11,12 @@ swap in (between two steps, one pointer), try in place (blocks with and without,
 
 from __future__ import annotations
 
-import queue
+import gc
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,70 +24,32 @@ import structlog
 import torch
 
 from execution.compiler.cache import ArtifactCache, CacheError, default_root
-from execution.compiler.port import Bucket, CompileError
-from execution.compiler.verdict import Speed
+from execution.compiler.port import CompileError
 from execution.engines.torch.core import DECODE, EngineCore
 from execution.engines.torch.decode import DecodeStep
 from execution.engines.torch.engine import TorchEngine
 from execution.engines.torch.options import TorchOptions
-from execution.engines.torch.step import Row
 from execution.gil import yielding_often
-from execution.live.decode.cases import Case
 from execution.live.decode.shape import NotDecodableError
-from execution.live.decode.unit import DecodeSettings, DecodeUnit, record_case
+from execution.live.decode.unit import DecodeSettings, DecodeUnit
+from execution.live.decode_rounds import DecodeRounds
 from execution.live.journal import ExecutionJournal, FileJournal
 from execution.live.module_rounds import ModuleRounds, ModuleSettings
 from execution.live.place import PlaceTrial
-from execution.live.sampler import TEXT_TOKENS, HotPath, StepSampler, group_of, measure_peaks
-from execution.live.significance import paired_speed
+from execution.live.quiet import quietly, undisturbed
+from execution.live.report import hot_lines, report_of
+from execution.live.sampler import HotPath, StepSampler, group_of, measure_peaks
+from execution.live.settings import EvolutionSettings
 from execution.live.swap import Guarded, GuardedDecode
-from execution.live.variants import Table, Variant
+from execution.live.variants import Table
+from execution.live.watch import Watch
 from loop.contracts.engine import EngineError, EngineSpec
 
+__all__ = ["EvolutionSettings", "ExecutionEvolution", "evolve_engine"]
 log = structlog.get_logger()
 T = TypeVar("T")
 _POLL_S = 0.05
 _ANSWER_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class EvolutionSettings:
-    """How eagerly it works."""
-
-    observe_steps: int = 100
-    """Steps that are looked at before anything is compiled."""
-    place_pairs: int = 24
-    """Pairs of blocks that a trial in place wants."""
-    place_limit_s: float = 30.0
-    """A trial in place that has not seen enough steps by then leaves it to what was measured beside."""
-    min_gain_in_place: float = 1.02
-    recorded_steps: int = 2
-    """Steps copied for proofs."""
-    watch_every_s: float = 1.0
-    decode: bool = True
-    """Whether the decode step as a whole is evolved."""
-    modules: ModuleSettings = field(default_factory=ModuleSettings)
-    """Of what is tried after it: single modules."""
-    cpu_s_per_minute: int = 60
-    search: bool = True
-    """False: nothing is compiled; what the cache holds is put in force."""
-
-
-@dataclass(slots=True)
-class _Patience:
-    """Longer from time to time."""
-
-    wait_s: float = 15.0
-    until_s: float = 0.0
-
-    def over(self, now_s: float) -> bool:
-        """May it be tried?"""
-        return now_s >= self.until_s
-
-    def wait_from(self, now_s: float) -> None:
-        """It is tried now."""
-        self.wait_s *= 2.0
-        self.until_s = now_s + self.wait_s
 
 
 class _Closed(Exception):
@@ -122,10 +82,8 @@ class ExecutionEvolution:
         self._modules: ModuleRounds | None = None
         self.guard: GuardedDecode | None = None
         """In the place of the decode step, once it is installed."""
-        self._faults: queue.SimpleQueue[tuple[str, Variant, str]] = queue.SimpleQueue()
+        self._watch = Watch(threads=decode.threads, every_s=self._settings.watch_every_s)
         self._peaks = measure_peaks(decode.threads)
-        self._confirmed: set[tuple[str, int]] = set()
-        self._patience: dict[tuple[str, int], _Patience] = defaultdict(_Patience)
         self._stop = threading.Event()
         self._enabled = threading.Event()
         self._enabled.set()
@@ -154,7 +112,7 @@ class ExecutionEvolution:
     def swap_back(self) -> None:
         """The original for everything, from the next step on; nothing more is tried until `swap_in`."""
         self._enabled.clear()
-        self._exchange(Table())
+        self.exchange(Table())
         self._modules_on(on=False)
         self._journal.note("swapped-back", unit="all", reason="asked for")
 
@@ -163,34 +121,33 @@ class ExecutionEvolution:
         self._enabled.set()
         self._modules_on(on=True)
         if self._unit is not None:
-            self._exchange(self._unit.table())
+            self.exchange(self._unit.table())
 
     def report(self) -> dict[str, Any]:
         """Plain values: what is hot, in force, refused, and why."""
-        unit = self._unit
-        modules = {} if self._modules is None else dict(self._modules.unit.guards)
-        guards: list[Guarded | GuardedDecode] = [*modules.values()]
-        if self.guard is not None:
-            guards.append(self.guard)
-        return {
-            "state": self.state,
-            "steps": self.sampler.steps,
-            "sampling_overhead": self.sampler.overhead,
-            "sampled_every": self.sampler.every,
-            "hot": self.hot,
-            "in_force": self._in_force(),
-            "shadow_checks": sum(len(g.checks) for g in guards),
-            "worst_shadow_error": max((c.error for g in guards for c in list(g.checks)), default=0.0),
-            "int8": self._decode.int8,
-            "quality": None if unit is None else unit.quality,
-            "pauses_ms": list(self.pauses_ms),
-        }
+        return report_of(self)
+
+    @property
+    def int8(self) -> bool:
+        """Whether weights are rounded."""
+        return self._decode.int8
+
+    @property
+    def quality(self) -> dict[str, Any] | None:
+        """Of rounded weights, as far as it was measured."""
+        return None if self._unit is None else self._unit.quality
+
+    @property
+    def module_guards(self) -> dict[str, Guarded]:
+        """Single modules that have variants, by name."""
+        return {} if self._modules is None else dict(self._modules.unit.guards)
 
     # ---- The thread ----
 
     def _run(self) -> None:
         try:
-            self._evolve()
+            with yielding_often():  # Python beside the step thread, throughout
+                self._evolve()
         except _Closed:
             pass
         except Exception as error:
@@ -201,49 +158,42 @@ class ExecutionEvolution:
             self._core.observer = None
             if self._unit is not None:
                 self._unit.close()
+            if self._modules is not None:
+                self._modules.close()
 
     def _evolve(self) -> None:
         torch.set_num_threads(1)  # of this thread
-        unit = None
-        try:
-            if self._settings.decode:
-                with yielding_often():  # imports; it only reads, and nothing of the model is replaced yet
-                    unit = self._unit = DecodeUnit(self._core, self._cache, self._journal, self._decode)
-        except (NotDecodableError, CompileError) as error:
-            self.state = "watching"
-            self._journal.note("refused", unit=DECODE, stage="capture", reason=str(error))
+        gc.freeze()  # torch and the model stay: looking through them for garbage would stop all threads
+        rounds = self._decode_rounds()
         self.between(self._install)
-        if unit is not None:
-            began_s = time.perf_counter()
-            if unit.recall() and self._exchange(unit.table()):
-                self._journal.note("recalled", unit=DECODE, ms=1e3 * (time.perf_counter() - began_s))
+        if rounds is not None:
+            rounds.recall()
         self._observe()
-        if unit is not None and self._settings.search and unit.missing():
-            self.state = "compiling"
-            found_s = time.monotonic()
-            sizes = self.sampler.sizes()
-            cases, texts = self._record(), list(self.sampler.texts)
-
-            def better() -> None:
-                if self._exchange(unit.table()):
-                    self._journal.note("swapped", unit=DECODE, in_force=self.report()["in_force"],
-                                       pause_ms=self.pauses_ms[-1], since_found_s=time.monotonic() - found_s)  # fmt: skip
-                self.handle_faults()
-
-            unit.work(sizes, cases, texts, better)
-        if unit is not None:
-            self._try_in_place(unit)
+        if rounds is not None:
+            rounds.work()
+            rounds.try_in_place()
         self._evolve_modules()
         self.state = "watching"
         while not self._stop.wait(self._settings.watch_every_s):
-            self.handle_faults()
-            if unit is not None:
-                self._watch_speed()
-                if self._enabled.is_set() and self.sampler.trial is None:
-                    self._try_in_place(unit)
+            self.look_around()
+            if rounds is not None and self._enabled.is_set() and self.sampler.trial is None:
+                rounds.try_in_place()
             if self._modules is not None:
                 self._modules.look()
             self.profile()
+
+    def _decode_rounds(self) -> DecodeRounds | None:
+        """None: the decode step is not to be, or cannot be, replaced."""
+        if not self._settings.decode:
+            return None
+        try:
+            with quietly():  # imports; it only reads, and nothing of the model is replaced yet
+                self._unit = DecodeUnit(self._core, self._cache, self._journal, self._decode)
+        except (NotDecodableError, CompileError) as error:
+            self.state = "watching"
+            self._journal.note("refused", unit=DECODE, stage="capture", reason=str(error))
+            return None
+        return DecodeRounds(self, self._unit, self._settings, self._journal, threads=self._decode.threads)
 
     def _evolve_modules(self) -> None:
         """What the decode step leaves: the kinds of modules in which the most could be won."""
@@ -256,14 +206,15 @@ class ExecutionEvolution:
         while self.sampler.steps < self._settings.observe_steps or (
             self.sampler.sampled < settings.samples and time.monotonic() < until_s
         ):
+            self.look_around()
             self.wait()
-        with yielding_often():  # compilers are imported
+        with quietly():  # compilers are imported
             self._modules = self._rounds(settings)
         self._modules.work(settings.most)
 
     def _rounds(self, settings: ModuleSettings) -> ModuleRounds:
         return ModuleRounds(
-            self, settings, self._cache, self._journal, lambda *fault: self._faults.put(fault),
+            self, settings, self._cache, self._journal, self._watch.report,
             threads=self._decode.threads, cpu_s_per_minute=float(self._settings.cpu_s_per_minute),
             pairs=self._settings.place_pairs, search=self._settings.search,
         )  # fmt: skip
@@ -276,7 +227,7 @@ class ExecutionEvolution:
     def profile(self) -> list[HotPath]:
         """What is hot, most to win first."""
         paths = self.sampler.profile(self._peaks)
-        self._show(paths)
+        self.hot = hot_lines(paths)
         return paths
 
     def run_trial(self, trial: PlaceTrial) -> None:
@@ -285,7 +236,8 @@ class ExecutionEvolution:
         self.sampler.trial = trial
         until_s = time.monotonic() + self._settings.place_limit_s
         try:
-            while not trial.enough and time.monotonic() < until_s and self._faults.empty():
+            while not trial.enough and time.monotonic() < until_s and self._watch.quiet:
+                self._watch.look(self.guard)
                 self.wait()
         finally:
             self.between(lambda _: trial.end(on=True))
@@ -297,121 +249,33 @@ class ExecutionEvolution:
         if modules is not None:
             self.between(lambda _: modules.unit.switch(on=on))
 
-    def _in_force(self) -> dict[str, Any]:
-        found: dict[str, Any] = {} if self.guard is None else dict(_in_force(self.guard.table))
-        for name, table in {} if self._modules is None else self._modules.in_force().items():
-            for bucket, variant in _in_force(table).items():
-                found[f"{group_of(name)} {bucket}"] = variant  # all layers alike
-        return found
-
     def _install(self, core: EngineCore) -> None:
         """The guard, with nothing in force, and the sampler."""
         original = core.modules()[DECODE]
         if not isinstance(original, DecodeStep):
             raise EngineError("the decode step was replaced by somebody else")
-        self.guard = GuardedDecode(original, lambda *fault: self._faults.put(fault))
+        self.guard = GuardedDecode(original, self._watch.report)
         core.replace_module(DECODE, self.guard, same_function=True)
         core.observer = self.sampler
 
     def _observe(self) -> None:
         self.state = "observing"
         while self.sampler.steps < self._settings.observe_steps or not self.sampler.sampled:
+            self.look_around()
             self.wait()
         self.profile()
         for path in self.hot[:5]:
             self._journal.note("hot", **path)
 
-    def _show(self, paths: list[HotPath]) -> None:
-        self.hot = [
-            {
-                "unit": p.unit, "rows": list(p.rows), "threads": p.threads, "calls": p.calls, "spent_s": p.spent_s,
-                "floor_s": p.floor_s, "could_win_s": p.could_win_s, "share": p.share,
-            }
-            for p in paths[:40]
-        ]  # fmt: skip
-
-    def _record(self) -> list[Case]:
-        """Some steps as they are now, for the proof."""
-        cases: list[Case] = []
-
-        def copy(core: EngineCore) -> Case | None:
-            running = sorted((s for s in core.scheduler.running if s.to_compute == 1), key=lambda s: s.lane)
-            rows = [Row(s.tokens[-1], s.computed, s.lane) for s in running]
-            self.sampler.texts.extend(tuple(s.tokens[-TEXT_TOKENS:]) for s in running)
-            return record_case(core, rows, len(cases)) if rows else None
-
-        for _ in range(4 * self._settings.recorded_steps):
-            if len(cases) >= self._settings.recorded_steps:
-                break
-            case = self.between(copy)
-            if case is not None:
-                cases.append(case)
-            self.wait()
-        return cases
-
-    def _try_in_place(self, unit: DecodeUnit) -> None:
-        """Blocks of steps with and without, for batch sizes that were not confirmed yet."""
-        guard = self.guard
-        if guard is None or not self._enabled.is_set():
-            return
-        sizes = [s for s in self.sampler.sizes()[:6] if s > 0]
-        news = {
-            s: v
-            for s in sizes
-            if (v := guard.table.pick(s)) is not None and (v.name, s) not in self._confirmed
-        }
-        now_s = time.monotonic()
-        recent = [
-            s
-            for s, v in news.items()
-            if len(self.sampler.by_rows[s].recent_s) >= 32 and self._patience[v.name, s].over(now_s)
-        ]
-        if not recent:
-            return
-        for size in recent:  # a size that comes too seldom to be judged is not waited for again and again
-            self._patience[news[size].name, size].wait_from(now_s)
-        trial = PlaceTrial(list(set(news.values())), pairs=self._settings.place_pairs)
-        self.run_trial(trial)
-        verdicts = trial.verdicts(threads=self._decode.threads, min_gain=self._settings.min_gain_in_place)
-        for bucket, speed in verdicts.items():
-            variant = news.get(bucket.least)
-            if variant is not None:  # else this size's own did not take part
-                self._judge(unit, variant, bucket, speed)
-
-    def _judge(self, unit: DecodeUnit, variant: Variant, bucket: Bucket, speed: Speed) -> None:
-        figures = {
-            "unit": DECODE, "variant": variant.name, "rows": bucket.least, "ratio": speed.ratio, "low": speed.low,
-            "high": speed.high, "p": speed.p_value, "pairs": speed.pairs, "before_ms": 1e3 * speed.before_s,
-            "after_ms": 1e3 * speed.after_s,
-        }  # fmt: skip
-        self._confirmed.add((variant.name, bucket.least))
-        if speed.ratio < self._settings.min_gain_in_place:
-            self._journal.note("taken-back", **figures, reason="no faster in place")
-            unit.ban(variant, "no faster in place", bucket.least)
-            self._exchange(unit.table())
-            return
-        self._journal.note("confirmed" if speed.ok else "unconfirmed", **figures)
-
-    def _watch_speed(self) -> None:
-        """Shadow checks time both sides: a variant that fell behind is taken back."""
-        guard = self.guard
-        if guard is None:
-            return
-        checks = list(guard.checks)
-        for variant in guard.table.variants():
-            own = [c for c in checks if c.variant is variant][-24:]
-            if len(own) < 12:
-                continue
-            slower = paired_speed(
-                [c.variant_s for c in own], [c.original_s for c in own], threads=self._decode.threads
-            )
-            if slower.ok:
-                self._faults.put((DECODE, variant, f"slow-down: the original is {slower.ratio:.2f}x as fast"))
+    def look_around(self) -> None:
+        """What is in force is watched, and taken out when it is bad; as often as one likes. Raises when all is to end."""
+        self._watch.look(self.guard)
+        self.handle_faults()
+        self.wait(0.0)
 
     def handle_faults(self) -> None:
         """Take out for good what was reported."""
-        while not self._faults.empty():
-            place, variant, what = self._faults.get()
+        for place, variant, what in self._watch.taken():
             self._journal.note("swapped-back", unit=place, variant=variant.name, reason=what)
             log.warning("execution: a variant was taken back", place=place, variant=variant.name, reason=what)
             modules = self._modules
@@ -421,24 +285,31 @@ class ExecutionEvolution:
             elif self._unit is not None:
                 self._unit.ban(variant, what, None)
                 if self._enabled.is_set():
-                    self._exchange(self._unit.table())
+                    self.exchange(self._unit.table())
 
     # ---- Between two steps ----
 
-    def _exchange(self, table: Table) -> bool:
-        """Put a table in force, timed inside the step thread; whether it was another one."""
+    def exchange(self, table: Table) -> bool:
+        """Put a table in force for the decode step, timed inside the step thread; whether it was another one, and
+        variants are still wanted."""
         guard = self.guard
         if guard is None or table == guard.table:
             return False
 
-        def swap(core: EngineCore) -> float:
+        def swap(core: EngineCore) -> float | None:
+            if table != Table() and not self.enabled:
+                return None  # swapped back since it was asked for
             began_s = time.perf_counter()
-            guard.exchange(table)
-            if self._decode.int8:
-                core.scheduler.drop_prefixes()
+            with undisturbed():
+                guard.exchange(table)
+                if self._decode.int8:
+                    core.scheduler.drop_prefixes()
             return 1e3 * (time.perf_counter() - began_s)
 
-        self.pauses_ms.append(self.between(swap))
+        pause_ms = self.between(swap)
+        if pause_ms is None:
+            return False
+        self.pauses_ms.append(pause_ms)
         return True
 
     def between(self, question: Callable[[EngineCore], T]) -> T:
@@ -481,16 +352,3 @@ def evolve_engine(
     journal.note("started", model=spec.model, threads=threads, int8=options.int8, cache=str(root))
     evolution.start()
     return evolution
-
-
-def _in_force(table: Table) -> dict[str, str]:
-    """Batch sizes and who serves them."""
-    found: dict[str, str] = {}
-    start = 1
-    for rows in range(1, len(table.by_rows)):
-        variant = table.by_rows[rows]
-        if rows + 1 == len(table.by_rows) or table.by_rows[rows + 1] is not variant:
-            if variant is not None:
-                found[str(Bucket(start, rows))] = variant.name
-            start = rows + 1
-    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ from execution.replicas.events import EventSink, ReplicaEvent, ReplicaEventKind
 from execution.replicas.feasible import SpecCheck, check_plan
 from execution.replicas.ledger import Ledger
 from execution.replicas.options import ManagerOptions
-from execution.replicas.rates import Costs
+from execution.replicas.rates import Costs, Kin
 from execution.replicas.replica import Replica
 from execution.replicas.supervisor import Course, Supervisor
 from execution.twin.meter import Meter
@@ -92,6 +93,8 @@ class ReplicaManager:
         self._gave_up_s: dict[ReplicaKey, float] = {}
         self._reason = EMPTY_PLAN.reason
         self._next_id = 0
+        self._kin: dict[tuple[object, ...], Kin] = defaultdict(Kin)
+        """What replicas of one kind have measured together."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: dict[str, tuple[Replica, ...]] | None = None
         self._closed = False
@@ -224,14 +227,17 @@ class ReplicaManager:
 
     def open(self, spec: ReplicaSpec) -> Replica:
         """Build a replica with an engine that has not started."""
+        devices = self._ledger.views(spec)
+        kind = (spec.model, spec.tp, spec.pp, *sorted(d.kind for d in devices))
         replica = Replica(
             self._next_id,
             spec,
             self._factory(spec),
-            self._ledger.views(spec),
+            devices,
             started_s=self._clock(),
             start_estimate_s=self._ledger.start_s(spec.model),
             nominal=self._costs(spec) if self._costs is not None else None,
+            kin=self._kin[kind],
         )
         self._next_id += 1
         self._ledger.opened(replica)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from execution.replicas.load import Flight, Load
 from execution.replicas.process import ProcessWatch
-from execution.replicas.rates import Costs, Rates
+from execution.replicas.rates import Costs, Kin, Rates
 from loop.contracts import (
     DeviceView,
     Engine,
@@ -46,6 +46,7 @@ class Replica:
         started_s: float,
         start_estimate_s: float,
         nominal: Costs | None,
+        kin: Kin | None = None,
     ) -> None:
         self.id = identity
         self.spec = spec
@@ -54,7 +55,7 @@ class Replica:
         self.started_s = started_s
         self.ready_s: float | None = None
         self.start_estimate_s = start_estimate_s
-        self.rates = Rates(nominal)
+        self.rates = Rates(nominal, kin)
         self.load = Load()
         self.stats = EngineStats()
         """The last reading."""

@@ -157,6 +157,11 @@ class Batch:
 
     # -- the decode batch ------------------------------------------------------------------------------
 
+    def padded_tokens(self) -> int:
+        """Context tokens of those that decode, each counted as long as the longest."""
+        longest = max((entry[2].offset for entry in self.finishing), default=-self.step)
+        return self.decoding * (longest + self.step)
+
     def _join_decode(self, seq: Sequence) -> None:
         step = self.step
         context = seq.computed

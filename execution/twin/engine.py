@@ -66,6 +66,7 @@ class Engine(Batch):
         "_costs",
         "_host",
         "_leap",
+        "_padded",
         "_steps",
         "busy_s",
         "busy_since_s",
@@ -97,6 +98,7 @@ class Engine(Batch):
         self._host = host
         self._agenda = agenda
         self._leap = leap
+        self._padded = costs.padded
         self.order = order
         """Among simultaneous events, and for all time."""
         self.jitter = jitter
@@ -222,7 +224,8 @@ class Engine(Batch):
         self._batch = batch
         if chunks:
             self.mode = MIXED
-            cost_s = self._costs.iteration_s(n, self.kv_tokens, chunks) * (self.factor / self.speed)
+            context = self.padded_tokens() if self._padded else self.kv_tokens
+            cost_s = self._costs.iteration_s(n, context, chunks) * (self.factor / self.speed)
         else:
             self.mode = DECODE
             # After a preemption nobody was admitted: that is for the very next iteration.
@@ -252,22 +255,24 @@ class Engine(Batch):
     def _decode_run(self, n: int, *, one_step: bool) -> float:
         """Choose how many decode steps to take in one go, and return their time."""
         kv = self.kv_tokens
+        # What attention costs grows by n with each step either way, so that a leap is a leap.
+        context = self.padded_tokens() if self._padded else kv
         scale = self.factor / self.speed
         if not self._leap:
             self._steps = 1
-            self._a, self._b = 0.0, self._costs.iteration_s(n, kv, ()) * scale
+            self._a, self._b = 0.0, self._costs.iteration_s(n, context, ()) * scale
             return self._b
-        base, slope, end = self._costs.decode_segment(n, kv)
+        base, slope, end = self._costs.decode_segment(n, context)
         steps = self.finishing[0][0] - self.step
         if one_step:
             steps = 1
-        if kv + n * (steps - 1) >= end:
-            steps = max(1, -int((kv - end) // n))
+        if context + n * (steps - 1) >= end:
+            steps = max(1, -int((context - end) // n))
         if ((kv + n * (steps - 1)) >> 4) + n + self.extra_blocks > self.capacity_blocks:
             steps = min(steps, steps_within(self.free_blocks(), n, self.phases, self.step))
         self._steps = steps
         a = self._a = 0.5 * scale * slope * n
-        b = self._b = scale * (base + slope * kv) - a
+        b = self._b = scale * (base + slope * context) - a
         return (a * steps + b) * steps
 
     # -- forming a batch -------------------------------------------------------------------------------

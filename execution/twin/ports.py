@@ -72,6 +72,11 @@ class Costs(Protocol):
         """Tokens of KV cache that fit."""
 
     @property
+    def padded(self) -> bool:
+        """Contexts of a batch cost as if all were as long as the longest: `kv_decode_tokens` below is then
+        sequences x longest context, not the sum of contexts."""
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """What a transfer moves for each token of context."""
 

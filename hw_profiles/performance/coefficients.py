@@ -160,7 +160,7 @@ class StepFit:
     """What a step of that many sequences costs, contexts and prompts aside; linear between, and beyond as it is on
     average (the last piece stands on few steps)."""
     per_kv_token_s: float
-    """Per token of context that the step attends to."""
+    """Per token of context that the step attends to (`padded`: as many for each sequence as for the longest)."""
     per_prompt_s: float
     per_prompt_token_s: float
     per_pair_s: float
@@ -172,6 +172,9 @@ class StepFit:
     engine: str = ""
     contention: float = 0.0
     """Steps take this share longer for each other replica of the node that is busy at the same time."""
+    padded: bool = False
+    """All sequences that decode cost as much context as the longest among them: attention over a batch that is
+    padded to its longest. Costs are then asked with sequences x longest context in place of the sum of contexts."""
     error: float | None = None
     """Median absolute relative error of E2E on requests held out of the fit."""
     rows: int = 0

@@ -13,7 +13,16 @@ from hw_profiles.performance.replica import ReplicaPerformance
 class MeasuredReplica(ReplicaPerformance):
     """ReplicaPerformance from a StepFit: one device, no parallelism."""
 
-    __slots__ = ("_contexts_s", "_fit", "_pair_s", "_prompt_s", "_prompt_token_s", "_sizes_s", "contention")
+    __slots__ = (
+        "_contexts_s",
+        "_fit",
+        "_pair_s",
+        "_prompt_s",
+        "_prompt_token_s",
+        "_sizes_s",
+        "contention",
+        "padded",
+    )
 
     def __init__(
         self,
@@ -37,6 +46,7 @@ class MeasuredReplica(ReplicaPerformance):
         for n in range(1, 1 + max(512, 2 * fit.sizes[-1])):
             self._sizes_s[n] = fixed_s * multipliers.overhead + (fit.size_s(n) - fixed_s) * dense
         self.contention = fit.contention
+        self.padded = fit.padded
         self.kv_capacity_tokens = fit.kv_capacity_tokens
         self.kv_bytes_per_token = kv_bytes_per_token
         self.start_s = fit.start_s * multipliers.start
@@ -47,7 +57,8 @@ class MeasuredReplica(ReplicaPerformance):
     def iteration_s(
         self, n_decode: int, kv_decode_tokens: int, chunks: Sequence[tuple[int, int]] = ()
     ) -> float:
-        """One engine step, in seconds; 0.0 for an empty batch."""
+        """One engine step, in seconds; 0.0 for an empty batch. Where attention is `padded`, `kv_decode_tokens` is
+        sequences x longest context."""
         sequences = n_decode + len(chunks)
         if sequences <= 0:
             return 0.0

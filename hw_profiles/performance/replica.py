@@ -34,6 +34,9 @@ CONTEXT_KNOTS = [0.0, *(float(1 << i) for i in (8, 10, 11, 12, 13, 14, 15, 16, 1
 class ReplicaPerformance:
     """Timing and capacity of one replica. Build it with `PerformanceModel.replica`."""
 
+    padded: bool = False
+    """Contexts of a batch are padded to the longest (StepFit.padded)."""
+
     __slots__ = (
         "_base_s",
         "_decode",

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from execution.replicas.options import DispatcherOptions
 from execution.twin import Twin
 from hw_profiles import ModelSpec, load_cluster, load_model
 from hw_profiles.performance import PerformanceModel
@@ -122,6 +123,7 @@ def replay_in_twin(
         sink=records.append,
         seed=seed,
         block_tokens=stretch.block_tokens,
+        prior_output_tokens=DispatcherOptions().prior_output_tokens,
     )
     twin.use(policy or AsRecorded(stretch), Memo())
     plan = Plan(tuple(replica.spec for replica in stretch.replicas))

@@ -26,7 +26,7 @@ from physical.runtime.port import Arrived, Ended, Event, Failed, Lost, MemoryLos
 from physical.runtime.transfers import NOW, Transfers
 from physical.runtime.units import HOST, Units
 from physical.scheduling.models import PerformanceModel
-from physical.scheduling.port import Dispatcher
+from physical.scheduling.port import Dispatcher, foresight
 from physical.scheduling.problem import Problem
 from physical.scheduling.room import HOST_NODE, Drop, Room
 from physical.scheduling.simulation import ExecutionError
@@ -126,10 +126,8 @@ class _Execution:
         self.ledger = Ledger(problem, wanted)
         self.transfers = Transfers(problem, self.ledger, units, self.inbox.put)
         if problem.bounded:
-            self.transfers.room = Room(problem, self.ledger, self._evict, self._spill)
+            self.transfers.room = Room(problem, self.ledger, self._evict, self._spill, foresight(dispatcher))
         self.room = self.transfers.room
-        self.queued: list[int] = []
-        """Units whose task waits to be admitted to a memory."""
         self.drops: list[Drop] = []
         self.taken: list[int | None] = [None] * problem.units
         self.took_s = [0.0] * problem.units
@@ -275,18 +273,10 @@ class _Execution:
     def _spill(self, version: int, node: int) -> None:  # noqa: ARG002 - it is the only one
         self.transfers.want(version, HOST_NODE, NOW)
 
-    def _retry(self) -> None:
-        """Whoever waited for room tries again, in order."""
-        queued, self.queued = self.queued, []
-        for unit in queued:
-            task = self.taken[unit]
-            if task is not None:
-                self._gather(unit, task)
-        self._start_waiting()
-
     def _act(self) -> None:
         if self.room is not None:
-            self._retry()
+            self.room.retry(self._gather)
+            self._start_waiting()
         for unit in self.units.fastest_first(self.problem):
             if self.taken[unit] is None and not self.dead[unit]:
                 task = self.dispatcher.pick(unit)
@@ -308,7 +298,6 @@ class _Execution:
         """Bring the task's inputs, once its memory admits it."""
         problem, node = self.problem, self.problem.node_of[unit]
         if self.room is not None and not self.room.admit(unit, task):
-            self.queued.append(unit)
             return
         for version in problem.inputs[task]:
             if self.ledger.holds(version, node):
@@ -327,7 +316,7 @@ class _Execution:
         """Compute, if all inputs are there."""
         problem, task = self.problem, self.taken[unit]
         node = problem.node_of[unit]
-        if task is None or unit in self.queued:
+        if task is None or (self.room is not None and self.room.waits(unit)):
             return
         if not all(self.ledger.holds(v, node) for v in problem.inputs[task]):
             return
@@ -363,7 +352,6 @@ class _Execution:
         """The unit's task needs no room any more."""
         if self.room is not None:
             self.room.release(unit)
-            self.queued = [other for other in self.queued if other != unit]
 
     def _failed(self, event: Failed) -> None:
         self.taken[event.unit] = None

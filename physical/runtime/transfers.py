@@ -130,7 +130,7 @@ class Transfers:
         """Is there room for it in its memory?"""
         if self.room is None or not self.room.bounded(node):
             return True
-        return self.room.make(node, self._problem.nbytes[version], urgent=urgency == NOW)
+        return self.room.make(node, self._problem.nbytes[version], urgent=urgency == NOW, wanted=version)
 
     def _begin(self, hop: FlatHop, version: int) -> None:
         key = (version, hop.target)

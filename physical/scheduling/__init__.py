@@ -19,7 +19,7 @@ from physical.scheduling.online import Online
 from physical.scheduling.plan import Move, Plan
 from physical.scheduling.planner import Planner
 from physical.scheduling.port import Dispatcher, Scheduler, State
-from physical.scheduling.problem import Durations, Problem
+from physical.scheduling.problem import Durations, Problem, TaskTooLargeError
 from physical.scheduling.queues import Dmda, Dmdas, Eager, Priority
 from physical.scheduling.recovery import DataLostError, ExecutionError
 from physical.scheduling.replay import replay, tightened
@@ -64,6 +64,7 @@ __all__ = [
     "State",
     "Task",
     "TaskGraph",
+    "TaskTooLargeError",
     "Trace",
     "Unit",
     "area",

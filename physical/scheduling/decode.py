@@ -49,6 +49,8 @@ class Decoder:
         for reads in problem.inputs:
             for version in reads:
                 readers[version] += 1
+        self.readers = readers
+        """Per version: how many tasks read it."""
         usual = edge_s(problem)
         nodes = len({group.node for group in problem.groups})
         self.share = [s * min(1.0, nodes / max(1, r)) for s, r in zip(usual, readers, strict=True)]
@@ -70,7 +72,11 @@ class Decoder:
     ) -> Plan | None:
         """The schedule for these priorities (higher first); None once it is sure to end at or after
         `cutoff_s`. `by_readiness` subtracts that many times the ready time from the priority."""
-        return ListRun(self, bias, cutoff_s, move_price).plan(priority, name, by_readiness)
+        return self.begin(bias, cutoff_s, move_price).plan(priority, name, by_readiness)
+
+    def begin(self, bias: Bias | None, cutoff_s: float, move_price: float) -> ListRun:
+        """One list scheduling that nothing is placed in yet."""
+        return ListRun(self, bias, cutoff_s, move_price)
 
 
 class ListRun:

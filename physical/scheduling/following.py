@@ -8,6 +8,7 @@ group that would start there so late that it ends sooner here, by durations as t
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -16,6 +17,10 @@ from physical.scheduling.port import State
 
 NEAR = 8
 """How many ready tasks are looked at for one whose inputs are there."""
+
+
+AHEAD = 8
+"""For how many tasks ahead, beside one a unit, what gave way is fetched again."""
 
 
 class Following:
@@ -29,9 +34,12 @@ class Following:
         patience: float = 3.0,
         margin: float = 1.0,
         lateness: float = 20.0,
+        foresight: bool = True,
     ) -> None:
+        """`foresight`: where memories are bounded, tell what is needed last, and fetch again what gave way."""
         self.name = f"{plan.scheduler}+stealing" if stealing else plan.scheduler
-        self._plan, self._stealing = plan, stealing
+        self._plan, self._stealing = plan.guide or plan, stealing
+        self.foresees = foresight
         self._patience, self._margin, self._lateness = patience, margin, lateness
         self.stolen = 0
 
@@ -56,6 +64,9 @@ class Following:
         self._ratio = [1.0 for _ in groups]
         for move in sorted(self._plan.moves, key=lambda m: (m.start_s, m.end_s)):
             state.fetch(move.version, move.target, move.start_s)
+        self._readers: dict[tuple[int, int], list[int]] = {}
+        if problem.bounded and self.foresees:
+            self._look_ahead()
 
     def ready(self, tasks: Sequence[int]) -> None:
         """Queue them at their groups."""
@@ -190,6 +201,45 @@ class Following:
         self._ended.add(task)
         if expected > 0.0:
             self._ratio[group] += 0.05 * (took_s / expected - self._ratio[group])
+        if problem.bounded and self.foresees:
+            self._fetch_again(group)
+
+    def next_use(self, version: int, node: int) -> float:
+        """The place in the plan of the next task that reads a version in this memory; infinite if there is none."""
+        readers = self._readers.get((version, node))
+        while readers:
+            task = readers[-1]
+            if task not in self._taken and self._state.problem.groups[self._group[task]].node == node:
+                return self._place[task]
+            readers.pop()
+        return math.inf
+
+    def _look_ahead(self) -> None:
+        """Who reads what where, the next one last."""
+        problem = self._state.problem
+        self._readers = {}
+        for task in sorted(self._place, key=self._place.__getitem__, reverse=True):
+            node = problem.groups[self._group[task]].node
+            if problem.capacity[node] < math.inf and task not in self._taken:
+                for version in problem.inputs[task]:
+                    self._readers.setdefault((version, node), []).append(task)
+
+    def _fetch_again(self, group: int) -> None:
+        """What the next tasks of a group read and what is not there, though it may have been."""
+        state, problem = self._state, self._state.problem
+        node = problem.groups[group].node
+        if problem.capacity[node] == math.inf or self._awaited(group) is None:
+            return
+        left = AHEAD + len(problem.groups[group].units)
+        for task in itertools.islice(self._planned[group], self._next[group], None):
+            if task in self._taken or self._group[task] != group:
+                continue
+            for version in problem.inputs[task]:
+                if not state.present(version, node) and state.expected_arrival_s(version, node) < math.inf:
+                    state.fetch(version, node, self._plan.start_s[task])
+            left -= 1
+            if not left:
+                return
 
     def lost(self, unit: int, withdrawn: Sequence[int]) -> None:
         """Queue again what is left of a group that is gone."""
@@ -211,4 +261,6 @@ class Following:
             self._taken.discard(task)
             self._running.pop(task, None)
         self._ended -= gone
+        if problem.bounded and self.foresees:
+            self._look_ahead()
         self.ready(orphans)

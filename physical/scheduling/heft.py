@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from physical.scheduling.decode import Decoder, ListRun
+from physical.scheduling.carried import best_of
+from physical.scheduling.decode import ListRun
 from physical.scheduling.plan import Plan
 from physical.scheduling.problem import Problem
 from physical.scheduling.ranks import edge_s, mean_durations, optimistic_costs, upward
+from physical.scheduling.residency import BoundedRun, decoder_of
 
 
 class Heft:
@@ -18,9 +20,8 @@ class Heft:
 
     def plan(self, problem: Problem, seed: int = 0) -> Plan:  # noqa: ARG002  # nothing here is random
         """Highest upward rank first, each on the unit where it ends first."""
-        return placed(
-            Decoder(problem).run(upward(problem, mean_durations(problem), edge_s(problem)), name=self.name)
-        )
+        rank = upward(problem, mean_durations(problem), edge_s(problem))
+        return within(problem, lambda of: decoder_of(of).run(rank, name=self.name))
 
 
 class Peft:
@@ -37,7 +38,7 @@ class Peft:
         for row in table:
             able = [(cost, w) for cost, w in zip(row, weights, strict=True) if cost < math.inf]
             rank.append(sum(cost * w for cost, w in able) / sum(w for _, w in able))
-        return placed(Decoder(problem).run(rank, bias=table, name=self.name))
+        return within(problem, lambda of: decoder_of(of).run(rank, bias=table, name=self.name))
 
 
 class LookaheadHeft:
@@ -48,7 +49,7 @@ class LookaheadHeft:
     def plan(self, problem: Problem, seed: int = 0) -> Plan:  # noqa: ARG002
         """Highest upward rank first, each where the last of its successors would end first."""
         rank = upward(problem, mean_durations(problem), edge_s(problem))
-        return placed(_Lookahead(Decoder(problem), None, math.inf, 0.0).plan(rank, self.name, 0.0))
+        return within(problem, lambda of: _looking_ahead(of).plan(rank, self.name, 0.0))
 
 
 class _Lookahead(ListRun):
@@ -88,11 +89,28 @@ class _Lookahead(ListRun):
         return best
 
 
-def placed(plan: Plan | None) -> Plan:
+class _BoundedLookahead(_Lookahead, BoundedRun):
+    """The same in memories that are bounded."""
+
+
+def _looking_ahead(problem: Problem) -> ListRun:
+    run = _BoundedLookahead if problem.bounded else _Lookahead
+    return run(decoder_of(problem), None, math.inf, 0.0)
+
+
+def within(problem: Problem, make: Callable[[Problem], Plan | None]) -> Plan:
+    """What `make` plans; where memories are bounded, what comes of it or of what it plans without bounds, whichever
+    is over first."""
+    if not problem.bounded:
+        return _placed(make(problem))
+    return best_of(problem, (_placed(make(of)) for of in (problem, problem.unbounded())))
+
+
+def _placed(plan: Plan | None) -> Plan:
     """A plan that no cutoff could stop."""
     if plan is None:
         raise ValueError("a run without cutoff always gives a plan")
     return plan
 
 
-__all__: Sequence[str] = ["Heft", "LookaheadHeft", "Peft", "placed"]
+__all__: Sequence[str] = ["Heft", "LookaheadHeft", "Peft", "within"]

@@ -13,7 +13,7 @@ from physical.scheduling.simulation import simulate
 
 
 class Online:
-    """Simulates a dispatcher and keeps its orders, every start as early as they let it."""
+    """Simulates a dispatcher and keeps its orders, every start as early as they let it; where memories are bounded, its times."""
 
     def __init__(self, make: Callable[[], Dispatcher]) -> None:
         self._make = make
@@ -21,6 +21,5 @@ class Online:
 
     def plan(self, problem: Problem, seed: int = 0) -> Plan:  # noqa: ARG002  # nothing here is random
         """The plan that the dispatcher arrives at."""
-        return replace(
-            tightened(simulate(problem, self._make(), bounded=False).as_plan()), scheduler=self.name
-        )
+        made = simulate(problem, self._make()).as_plan()
+        return replace(made if problem.bounded else tightened(made), scheduler=self.name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from physical.scheduling.problem import Problem
+from physical.scheduling.room import Drop
 
 Lane = tuple[int, int]
 """(link, stream of it)."""
@@ -35,6 +36,11 @@ class Plan:
     start_s: tuple[float, ...]
     end_s: tuple[float, ...]
     moves: tuple[Move, ...]
+    drops: tuple[Drop, ...] = ()
+    """Copies that give way in memories that are bounded."""
+    guide: Plan | None = field(default=None, repr=False, compare=False)
+    """Where memories are bounded: the orders that came to these times when they were followed in simulation. Whoever
+    follows this plan follows those, and without disturbance gets the same times. None: its own."""
     planning_s: float = field(default=0.0, compare=False)
     """How long it took to find, by the caller's clock."""
 

@@ -6,7 +6,7 @@ work is going on and sees the world only through `State`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from physical.scheduling.plan import Plan
@@ -64,6 +64,23 @@ class Dispatcher(Protocol):
     def lost(self, unit: int, withdrawn: Sequence[int]) -> None:
         """A unit is gone for good. `withdrawn`: tasks told ready or taken that are not ready any more, or whose run
         was cut off; those that can run at once are told ready again right after."""
+
+
+class Foresight(Protocol):
+    """A dispatcher that knows what comes next: in memories that are finite, what is needed last gives way first, and
+    a prefetch takes the place of what is needed later than itself."""
+
+    foresees: bool
+    """Does it tell?"""
+
+    def next_use(self, version: int, node: int) -> float:
+        """The place in the order of all tasks of the next one that will read a version in this memory; infinite
+        if none is planned there."""
+
+
+def foresight(dispatcher: Dispatcher) -> Callable[[int, int], float] | None:
+    """What a dispatcher tells of the future; None where it tells nothing."""
+    return getattr(dispatcher, "next_use", None) if getattr(dispatcher, "foresees", False) else None
 
 
 class Scheduler(Protocol):

@@ -6,6 +6,7 @@ interchangeable and form a *group*.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,11 +43,27 @@ class Group:
     units: tuple[int, ...]
 
 
+class TaskTooLargeError(GraphError):
+    """What a task reads and writes fits into the memory of no unit that can run it."""
+
+    def __init__(
+        self, graph: str, task: str, unit: str, *, needed_bytes: float, available_bytes: float
+    ) -> None:
+        """`unit`: the one with the largest memory of those that could run it."""
+        super().__init__(
+            f"graph '{graph}': task '{task}' needs {needed_bytes:,.0f} bytes for what it reads and writes, and unit "
+            f"'{unit}', the roomiest that can run it, has {available_bytes:,.0f}: raise the bound, or split the task"
+        )
+        self.task, self.unit = task, unit
+        self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
+
+
 class Problem:
     """Flat view of (graph, machine, durations). Read-only.
 
     Raises:
-        GraphError: a task that no unit can run, or a datum whose home is no node of the machine or from
+        TaskTooLargeError: a task whose values fit into the memory of no unit that can run it.
+        GraphError: a task that no unit can run, a bounded memory that cannot be emptied, or a datum whose home is no node of the machine or from
             which a unit that could need it cannot be reached.
     """
 
@@ -102,6 +119,33 @@ class Problem:
         """Is there a memory that can be full?"""
         return min(self.capacity) < math.inf
 
+    def with_memories(self, share: float) -> Problem:
+        """The same, each memory but the first with room for that share of the bytes of all data.
+
+        Raises:
+            TaskTooLargeError: a task has room nowhere.
+        """
+        machine, rows = self.machine, {}
+        for number, task in enumerate(self.graph.tasks):
+            for group, takes in zip(self.groups, self.durations[number], strict=True):
+                rows[task.kernel, task.size, group.kind] = takes
+        bound = share * sum(datum.nbytes for datum in self.graph.data)
+        bounded = Machine(
+            machine.name,
+            machine.units,
+            machine.links,
+            machine.hops,
+            memory_bytes=dict.fromkeys(machine.nodes[1:], bound),
+        )
+        return Problem(self.graph, bounded, lambda task, kind: rows[task.kernel, task.size, kind])
+
+    def unbounded(self) -> Problem:
+        """The same with room for everything everywhere, for whoever plans without bounds; what cannot run somewhere
+        for want of room still cannot."""
+        loose = copy.copy(self)
+        loose.capacity = [math.inf] * self.nodes
+        return loose
+
     def working_bytes(self, task: int) -> float:
         """All that it reads and writes."""
         return sum(self.nbytes[version] for version in {*self.inputs[task], *self.outputs[task]})
@@ -147,15 +191,34 @@ class Problem:
                     value = durations(task, group.kind)
                     found[key] = math.inf if value is None else float(value)
                 row.append(found[key])
+            if needs and not any(math.isfinite(value) for value in row):
+                self._refuse_large(number, needs, durations)
             if not any(math.isfinite(value) for value in row) or not all(value >= 0 for value in row):
                 raise GraphError(
                     f"graph '{self.graph.name}': no unit of machine '{self.machine.name}' can run task "
                     f"'{task.name}' (kernel '{task.kernel}', size {task.size:g}); kinds: "
                     f"{', '.join(self.machine.kinds)}"
-                    + (f"; it touches {needs:,.0f} bytes, and memories are bounded" if needs else "")
                 )
             result.append(tuple(row))
         return result
+
+    def _refuse_large(self, number: int, needs: float, durations: Durations) -> None:
+        """Raise if there are units that can run a task, but for want of memory."""
+        task = self.graph.tasks[number]
+        able = []
+        for group in self.groups:
+            value = durations(task, group.kind)
+            if value is not None and math.isfinite(value):
+                able.append(group)
+        if able:
+            most = max(able, key=lambda group: self.capacity[group.node])
+            raise TaskTooLargeError(
+                self.graph.name,
+                task.name,
+                self.machine.units[most.units[0]].name,
+                needed_bytes=needs,
+                available_bytes=self.capacity[most.node],
+            )
 
     def _check_homes(self) -> None:
         """What lies in a memory at the start must fit there."""
@@ -174,6 +237,13 @@ class Problem:
         useful = sorted(
             {self.groups[g].node for row in self.durations for g, d in enumerate(row) if d < math.inf}
         )
+        for node in useful if any(self.outputs) else ():
+            if self.capacity[node] < math.inf and self.routes[node * self.nodes] is None:
+                names = self.machine.nodes
+                raise GraphError(
+                    f"graph '{self.graph.name}' on machine '{self.machine.name}': memory '{names[node]}' is bounded, "
+                    f"and no link leads from it to '{names[0]}', where results go when it is full"
+                )
         sources = sorted(set(useful) | set(self.home)) if self.tasks else []
         if not any(self.inputs):
             return

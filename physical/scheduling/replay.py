@@ -18,9 +18,11 @@ def replay(plan: Plan, disturbance: Disturbance = CALM) -> Trace:
     """Execute the orders of a plan.
 
     Raises:
-        ValueError: the orders contradict each other, or a unit is to be lost (a plan to the letter cannot
+        ValueError: the orders contradict each other, the plan is one for bounded memories, or a unit is to be lost (a plan to the letter cannot
             survive that: use a dispatcher).
     """
+    if plan.guide is not None or plan.drops:
+        raise ValueError("a plan for bounded memories is not replayed: follow it in simulation (Following)")
     if disturbance.losses:
         raise ValueError("a plan cannot be replayed to the letter with a unit lost: simulate a dispatcher")
     followers: list[list[int]] = [[] for _ in range(len(plan.unit) + len(plan.moves))]
@@ -118,5 +120,5 @@ def tightened(plan: Plan) -> Plan:
         shifted.start_s,
         shifted.end_s,
         shifted.moves,
-        plan.planning_s,
+        planning_s=plan.planning_s,
     )

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from physical.scheduling.bounds import Area, area, shares_s
-from physical.scheduling.decode import Bias, Decoder
+from physical.scheduling.carried import carried_out
+from physical.scheduling.decode import Bias
 from physical.scheduling.plan import Plan
 from physical.scheduling.problem import Problem
 from physical.scheduling.ranks import (
@@ -24,6 +25,7 @@ from physical.scheduling.ranks import (
     quickest_durations,
     upward,
 )
+from physical.scheduling.residency import decoder_of
 
 SAMPLE = 600
 """Distinct tasks up to which the area program is solved whole; beyond, a sample gives its prices."""
@@ -72,13 +74,18 @@ NEAR_BOUND = 1.1
 """A first schedule further than this from the area bound has HEFT tried next: a large graph may get no third try."""
 
 
+ESTIMATE_SLACK = 1.1
+"""Where memories are bounded a list schedule is carried out if it may be that much too pessimistic."""
+
+
 class Search:
     """Improves a plan one try at a time. Deterministic for a seed."""
 
     def __init__(self, problem: Problem, seed: int) -> None:
         self.problem = problem
         self.random = random.Random(seed)
-        self.decoder = Decoder(problem)
+        self.decoder = decoder_of(problem)
+        self._slack = ESTIMATE_SLACK if problem.bounded else 1.0
         self.best: Plan | None = None
         self.recipe = FIRST[0]
         self.tries = 0
@@ -165,14 +172,21 @@ class Search:
 
     def _decode(self, recipe: Recipe, rank: list[float]) -> Plan | None:
         self.tries += 1
-        return self.decoder.run(
+        plan = self.decoder.run(
             rank,
             bias=self._bias(recipe),
-            cutoff_s=self.best_s,
+            cutoff_s=self.best_s * self._slack,
             by_readiness=recipe.readiness,
             move_price=recipe.moves,
             name="planner",
         )
+        return self.outcome(plan, self.best_s)
+
+    def outcome(self, plan: Plan | None, cutoff_s: float = math.inf) -> Plan | None:
+        """What comes of a list schedule where memories are bounded; elsewhere it is what it says."""
+        if plan is None or not self.problem.bounded:
+            return plan
+        return carried_out(self.problem, plan, cutoff_s)
 
     def _noise(self) -> None:
         width = self.random.choice((0.01, 0.03, 0.1))
@@ -190,7 +204,9 @@ class Search:
         # A plan as long as the current one is worth going on from: plateaus are wide.
         tolerance = self.random.expovariate(1.0) * self.random.choice(TOLERANCES) + 1e-9
         base = min(current.makespan_s, self.best_s * (1.0 + DRIFT))
-        plan = self.decoder.run(priority, bias=bias, cutoff_s=base * (1.0 + tolerance), name="planner")
+        cutoff_s = base * (1.0 + tolerance)
+        plan = self.decoder.run(priority, bias=bias, cutoff_s=cutoff_s * self._slack, name="planner")
+        plan = self.outcome(plan, cutoff_s)
         self._stale += 1
         if plan is not None and not self.offer(plan):
             self._current = plan
@@ -203,9 +219,11 @@ class Search:
         gauss = self.random.gauss
         rank = [value * (1.0 + 0.2 * gauss(0.0, 1.0)) for value in self._rank(self.recipe)]
         self.tries += 1
-        return self.decoder.run(
-            rank, bias=self._bias(self.recipe), move_price=self.recipe.moves, cutoff_s=1.15 * self.best_s
+        cutoff_s = 1.15 * self.best_s
+        plan = self.decoder.run(
+            rank, bias=self._bias(self.recipe), move_price=self.recipe.moves, cutoff_s=cutoff_s
         )
+        return self.outcome(plan, cutoff_s)
 
     # Parts of the incumbent that are chosen anew: each gives priorities and the groups that are open.
     def _window(self, plan: Plan) -> tuple[list[float], Bias | None]:

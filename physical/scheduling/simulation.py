@@ -12,11 +12,12 @@ import math
 from collections import defaultdict
 from typing import cast
 
+from physical.scheduling.contents import Contents
 from physical.scheduling.disturbance import CALM, Disturbance
-from physical.scheduling.plan import Move
-from physical.scheduling.port import Dispatcher
+from physical.scheduling.losing import lose, nowhere
+from physical.scheduling.port import Dispatcher, foresight
 from physical.scheduling.problem import Problem
-from physical.scheduling.recovery import DataLostError, ExecutionError, held_back, overwritten, to_redo
+from physical.scheduling.recovery import DataLostError, ExecutionError, overwritten
 from physical.scheduling.room import HOST_NODE, Drop, Room
 from physical.scheduling.trace import Run, Trace
 from physical.scheduling.transfers import Transfers
@@ -36,21 +37,19 @@ def simulate(
     disturbance: Disturbance = CALM,
     prefetch: bool = True,
     cutoff_s: float = math.inf,
-    bounded: bool = True,
 ) -> Trace:
     """Execute a problem under a dispatcher. Without `prefetch` inputs are moved only once a unit has taken the
-    task, and the unit waits for them. Without `bounded` every memory has room for everything.
+    task, and the unit waits for them.
 
     Raises:
         CutOffError: something is left to do at `cutoff_s`.
         DataLostError: data went with a unit and cannot be computed again.
         ExecutionError: the dispatcher picks what it must not, or leaves work undone.
     """
-    bounded = bounded and problem.bounded
-    return _Simulation(problem, dispatcher, disturbance, prefetch=prefetch, bounded=bounded).run(cutoff_s)
+    return Simulation(problem, dispatcher, disturbance, prefetch=prefetch).run(cutoff_s)
 
 
-class _Simulation:
+class Simulation:
     """State of one execution; it is the `State` that the dispatcher sees."""
 
     def __init__(
@@ -60,25 +59,17 @@ class _Simulation:
         disturbance: Disturbance,
         *,
         prefetch: bool,
-        bounded: bool,
     ) -> None:
         self.problem, self.dispatcher, self.disturbance = problem, dispatcher, disturbance
         self.prefetch = prefetch
         self.clock_s = 0.0
         self.events: list[tuple[float, int, str, object]] = []
         self.count = 0
-        self.held: dict[tuple[int, int], int] = {}
-        for datum, home in enumerate(problem.home):
-            self.held[datum, home] = datum
         self.exists = [producer < 0 for producer in problem.producer]
         self.wishes: dict[int, list[tuple[int, float]]] = defaultdict(list)
-        self.readers: list[int] = [-1] * len(problem.nbytes)
-        for task, reads in enumerate(problem.inputs):
-            for version in reads:
-                if self.readers[version] < 0:
-                    self.readers[version] = task
         self.waiting = [len(before) for before in problem.predecessors]
         self.done = [False] * problem.tasks
+        self.contents = Contents(problem, self.done)
         self.told = [False] * problem.tasks
         self.taken: list[int | None] = [None] * problem.units
         self.started: list[float | None] = [None] * problem.units
@@ -90,19 +81,14 @@ class _Simulation:
         self.relays = {hop.target for route in problem.routes if route for hop in route[:-1]}
         self.held_back: dict[int, list[int]] = defaultdict(list)
         """Tasks that wait for one that is computed again, beside its successors."""
-        self.room = Room(problem, self, self._evict, self._spill) if bounded else None
+        self.room: Room | None = None
         """None: every memory has room for everything."""
-        self.queued: list[int] = []
-        """Units whose task waits to be admitted to a memory."""
+        if problem.bounded:
+            self.room = Room(problem, self.contents, self._evict, self._spill, foresight(dispatcher))
         self.stalled: list[int] = []
         """Units whose results have no room yet."""
         self.drops: list[Drop] = []
-        self.last = {datum: version for version, datum in enumerate(problem.version_data)}
-        self.readers_of: list[list[int]] = [[] for _ in problem.nbytes]
-        if bounded:
-            for task, reads in enumerate(problem.inputs):
-                for version in reads:
-                    self.readers_of[version].append(task)
+        self.finished = 0
         self.runs: list[Run] = []
         self.lost: list[tuple[int, float]] = []
         self.transfers = Transfers(self)
@@ -165,10 +151,10 @@ class _Simulation:
                 elif what == "arrived":
                     self.transfers.arrived(payload)  # type: ignore[arg-type]
                 else:
-                    freed += self._lose(payload)  # type: ignore[arg-type]
+                    freed += lose(self, cast("int", payload))
             self._tell([task for task in freed if not self.waiting[task] and not self.done[task]])
             self._act()
-            left = self.problem.tasks - self._finished
+            left = self.problem.tasks - self.finished
         if left:
             self._explain()
             raise ExecutionError(
@@ -186,13 +172,11 @@ class _Simulation:
             tuple(self.drops),
         )
 
-    _finished = 0
-
     def _explain(self) -> None:
         """Raise DataLostError if something waits for what is nowhere and will not be made again."""
         for (version, _), units in self.waits_for.items():
             producer = self.problem.producer[version]
-            if units and self._nowhere(version) and (producer < 0 or self.done[producer]):
+            if units and nowhere(self, version) and (producer < 0 or self.done[producer]):
                 raise overwritten(self.problem, version)
 
     def schedule(self, at_s: float, what: str, payload: object) -> None:
@@ -202,22 +186,15 @@ class _Simulation:
 
     def holds(self, version: int, node: int) -> bool:
         """Is this version in this memory?"""
-        return self.held.get((self.problem.version_data[version], node)) == version
+        return self.contents.holds(version, node)
 
     def nearest(self, version: int, node: int) -> int | None:
         """The memory from which an idle route brings it first; None if no memory has it."""
-        best, chosen = math.inf, None
-        datum = self.problem.version_data[version]
-        for source in range(self.problem.nodes):
-            if self.held.get((datum, source)) == version:
-                takes = self.problem.transfer_s(source, node, self.problem.nbytes[version])
-                if takes < best:
-                    best, chosen = takes, source
-        return chosen
+        return self.contents.nearest(version, node)
 
     def wanted_by(self, version: int) -> int:
         """The first task that reads a version."""
-        return self.readers[version]
+        return self.contents.first_reader(version)
 
     def fetch_again(self, version: int, node: int, urgency: float) -> None:
         """Request a version, now or once it exists."""
@@ -229,12 +206,16 @@ class _Simulation:
             self.transfers.request(version, node, urgency)
 
     def store(self, version: int, node: int) -> None:
-        """A version is complete in a memory: those who wait for it there go on."""
-        key = (self.problem.version_data[version], node)
-        if self.held.get(key, -1) > version:
-            return
-        self._replaced(key, version)
-        self.held[key] = version
+        """A version has arrived in a memory, and counts unless a newer one is there."""
+        if self.contents.at(self.problem.version_data[version], node) <= version:
+            self._put(version, node)
+
+    def _put(self, version: int, node: int) -> None:
+        """A version is complete in a memory, in place of an older one: those who wait for it there go on."""
+        before = self.contents.at(self.problem.version_data[version], node)
+        if self.room is not None and 0 <= before != version:
+            self.drops.append(Drop(before, node, self.clock_s))
+        self.contents.put(version, node)
         for unit in self.waits_for.pop((version, node), ()):
             self.missing[unit] -= 1
             if not self.missing[unit]:
@@ -247,49 +228,19 @@ class _Simulation:
         if tasks:
             self.dispatcher.ready(tasks)
 
-    # What lies where, for the room.
-    def held_at(self, node: int) -> list[int]:
-        """Versions in a memory."""
-        return [version for (_, at), version in self.held.items() if at == node and version >= 0]
-
-    def copies(self, version: int) -> int:
-        """How many memories have it."""
-        datum = self.problem.version_data[version]
-        return sum(self.held.get((datum, node)) == version for node in range(self.problem.nodes))
-
-    def read_again(self, version: int) -> bool:
-        """Will some task read it, or is it the latest of its datum?"""
-        if self.last[self.problem.version_data[version]] == version:
-            return True
-        return any(not self.done[task] for task in self.readers_of[version])
-
     def _evict(self, version: int, node: int) -> None:
-        del self.held[self.problem.version_data[version], node]
+        self.contents.evict(version, node)
         self.drops.append(Drop(version, node, self.clock_s))
-
-    def _replaced(self, key: tuple[int, int], version: int) -> None:
-        """An older version of a datum makes room for a newer one in its memory."""
-        before = self.held.get(key, -1)
-        if self.room is not None and 0 <= before != version:
-            self.drops.append(Drop(before, key[1], self.clock_s))
 
     def _spill(self, version: int, node: int) -> None:  # noqa: ARG002 - it is the only one
         self.transfers.request(version, HOST_NODE, NOW)
 
-    def _retry(self) -> None:
-        """Whoever waited for room tries again, in order."""
-        queued, self.queued = self.queued, []
-        for unit in queued:
-            task = self.taken[unit]
-            if task is not None:
-                self._gather(unit, task)
-        stalled, self.stalled = self.stalled, []
-        for unit in stalled:
-            self._compute(unit)
-
     def _act(self) -> None:
-        if self.queued or self.stalled:
-            self._retry()
+        if self.room is not None:
+            self.room.retry(self._gather)
+            stalled, self.stalled = self.stalled, []
+            for unit in stalled:
+                self._compute(unit)
         for unit in self.asking:
             if self.taken[unit] is None and not self.dead[unit]:
                 task = self.dispatcher.pick(unit)
@@ -316,7 +267,6 @@ class _Simulation:
         problem = self.problem
         node = problem.node_of[unit]
         if self.room is not None and not self.room.admit(unit, task):
-            self.queued.append(unit)
             return
         absent = [version for version in problem.inputs[task] if not self.holds(version, node)]
         self.missing[unit] = len(absent)
@@ -349,12 +299,10 @@ class _Simulation:
             self.room.release(unit)
         self.taken[unit] = self.started[unit] = None
         self.done[task] = True
-        self._finished += 1
+        self.finished += 1
         for version in problem.outputs[task]:
             self.exists[version] = True
-            self._replaced((problem.version_data[version], node), version)
-            self.held[problem.version_data[version], node] = -1
-            self.store(version, node)
+            self._put(version, node)
             for wanted, urgency in self.wishes.pop(version, ()):
                 self.transfers.request(version, wanted, urgency)
         self.dispatcher.ended(task, unit, self.clock_s - began)
@@ -362,114 +310,6 @@ class _Simulation:
             self.waiting[follower] -= 1
         after = [*problem.successors[task], *self.held_back.pop(task, ())]
         return [f for f in after if not self.waiting[f]]
-
-    # A lost unit.
-    def _lose(self, unit: int) -> list[int]:
-        """Take a unit out; tasks that may be ready again."""
-        if self.dead[unit]:
-            return []
-        problem, node = self.problem, self.problem.node_of[unit]
-        self.dead[unit] = True
-        self.lost.append((unit, self.clock_s))
-        again: list[int] = []
-        again += self._drop(unit)
-        last = all(self.dead[u] for u in range(problem.units) if problem.node_of[u] == node)
-        if last and node not in problem.home and node not in self.relays:
-            self._forget(node)
-            self._undo()
-            for other in range(problem.units):
-                task = self.taken[other]
-                if task is not None and self.started[other] is None and self.waiting[task]:
-                    again += self._drop(other)
-            for (version, target), waiting in list(self.waits_for.items()):
-                if waiting:
-                    self.fetch_again(version, target, NOW)
-        withdrawn = [
-            t for t in range(problem.tasks) if self.told[t] and not self.done[t] and t not in self.taken
-        ]
-        gone = [t for t in withdrawn if self.waiting[t] or t in again]
-        for task in gone:
-            self.told[task] = False
-        self.dispatcher.lost(unit, gone)
-        return [
-            t for t in range(problem.tasks) if not self.done[t] and not self.waiting[t] and not self.told[t]
-        ]
-
-    def _drop(self, unit: int) -> list[int]:
-        """Cut off what a unit has taken."""
-        task, began = self.taken[unit], self.started[unit]
-        self.epoch[unit] += 1
-        if self.room is not None:
-            self.room.release(unit)
-            self.queued = [other for other in self.queued if other != unit]
-            self.stalled = [other for other in self.stalled if other != unit]
-        self.taken[unit] = self.started[unit] = None
-        for waiting in self.waits_for.values():
-            if unit in waiting:
-                waiting.remove(unit)
-        if task is None:
-            return []
-        if began is not None:
-            self.runs.append(Run(task, unit, began, self.clock_s, completed=False))
-        return [task]
-
-    def _forget(self, node: int) -> None:
-        """A memory is gone, with what was to go there or come from there."""
-        self.node_gone[node] = True
-        self.held = {key: version for key, version in self.held.items() if key[1] != node}
-        for hop, queue in self.transfers.queues.items():
-            if hop.target == node:
-                queue.clear()
-        coming = self.transfers.coming
-        for key in [key for key in coming if key[1] == node]:
-            del coming[key]
-        under_way = []
-        for event in self.events:
-            if event[2] == "arrived":
-                move: Move = event[3]  # type: ignore[assignment]
-                if move.source == node:
-                    if self.room is not None:
-                        self.room.arrives(move.version, move.source, move.target)
-                    coming.pop((move.version, move.target), None)
-                    for link, lane in move.lanes:
-                        heapq.heappush(self.transfers.free[link], lane)
-                    continue
-            under_way.append(event)
-        self.events = under_way
-        heapq.heapify(self.events)
-
-    def _undo(self) -> None:
-        """Mark what must be computed again because its result is nowhere any more."""
-        problem = self.problem
-        newest: dict[int, int] = {}
-        for (datum, _), version in self.held.items():
-            newest[datum] = max(version, newest.get(datum, -1))
-        running = {t for u, t in enumerate(self.taken) if t is not None and self.started[u] is not None}
-        self.held_back.clear()
-        for task in running:
-            for version in problem.outputs[task]:
-                newest[problem.version_data[version]] = version
-        for task in to_redo(problem, self.done, running, newest, self._nowhere):
-            self.done[task] = False
-            self.told[task] = False
-            self._finished -= 1
-            for version in problem.outputs[task]:
-                self.exists[version] = False
-        for task in range(problem.tasks):
-            if not self.done[task]:
-                self.waiting[task] = sum(not self.done[p] for p in problem.predecessors[task])
-        for before, after in held_back(problem, self.done):
-            self.held_back[before].append(after)
-            self.waiting[after] += 1
-
-    def _nowhere(self, version: int) -> bool:
-        datum = self.problem.version_data[version]
-        if any(self.held.get((datum, node)) == version for node in range(self.problem.nodes)):
-            return False
-        return not any(
-            event[2] == "arrived" and event[3].version == version  # type: ignore[attr-defined]
-            for event in self.events
-        )
 
 
 __all__ = ["CutOffError", "DataLostError", "ExecutionError", "simulate"]

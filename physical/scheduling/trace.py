@@ -70,6 +70,7 @@ class Trace:
             tuple(run.start_s for run in chosen),
             tuple(run.end_s for run in chosen),
             self.moves,
+            self.drops,
         )
 
 
@@ -79,7 +80,7 @@ def trace_of(plan: Plan) -> Trace:
         Run(task, unit, start, end)
         for task, (unit, start, end) in enumerate(zip(plan.unit, plan.start_s, plan.end_s, strict=True))
     )
-    return Trace(plan.problem, plan.scheduler, runs, plan.moves)
+    return Trace(plan.problem, plan.scheduler, runs, plan.moves, drops=plan.drops)
 
 
 def check(trace: Trace, *, exact: bool = False) -> Trace:

@@ -110,7 +110,9 @@ class Transfers:
         if room is None or not room.bounded(hop.target):
             return True
         urgency, _, version, _ = self.queues[hop][0]
-        return room.make(hop.target, self.problem.nbytes[version], urgent=urgency == -math.inf)
+        return room.make(
+            hop.target, self.problem.nbytes[version], urgent=urgency == -math.inf, wanted=version
+        )
 
     def _begin(self, hop: FlatHop, version: int) -> None:
         simulation = self.simulation

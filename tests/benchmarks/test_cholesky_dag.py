@@ -49,6 +49,7 @@ def test_models_are_read_with_their_devices(data: Path) -> None:
     assert model.seconds["gemm", "gpu", 3000] == pytest.approx(2e-3)
 
 
+@pytest.mark.slow
 def test_a_made_up_machine_runs_through(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(data), "--quick", "--json", "--tiles", "4", "--tile-bytes", "1000", "--cpus", "3"]
     assert cholesky.main(arguments) == 0

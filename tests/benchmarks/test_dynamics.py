@@ -22,7 +22,11 @@ def built(dynamic: Dynamic) -> tuple[Workload, Sequence[Window]]:
     return dynamic.build(None, 0)
 
 
-@pytest.mark.parametrize("dynamic", DYNAMICS, ids=lambda d: d.name)
+@pytest.mark.parametrize(
+    "dynamic",
+    [pytest.param(d, marks=[pytest.mark.slow] if d.name != "mix-shift" else []) for d in DYNAMICS],
+    ids=lambda d: d.name,
+)
 def test_without_trace_files_a_generated_equivalent_is_served(dynamic: Dynamic) -> None:
     workload, windows = built(dynamic)
     assert workload.generated
@@ -36,6 +40,7 @@ def test_without_trace_files_a_generated_equivalent_is_served(dynamic: Dynamic) 
     assert other.requests != workload.requests
 
 
+@pytest.mark.slow
 def test_every_dynamic_has_something_that_changes() -> None:
     for dynamic in DYNAMICS:
         _, windows = built(dynamic)

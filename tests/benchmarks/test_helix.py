@@ -111,6 +111,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_published_figures_are_reproduced_and_passed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert helix.main([str(data), "--json", "--quick", "--peer-s", "0.3"]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -47,6 +47,7 @@ def write_run(root: Path, slow: float) -> None:
     (folder / "requests.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slow", "error"), [(1.0, 0.0), (1.25, 0.2)])
 def test_the_error_is_the_distance_from_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], slow: float, error: float
@@ -73,6 +74,7 @@ def test_folds_judge_every_row_once_and_never_train_on_its_twins() -> None:
     assert sorted(seen) == rows
 
 
+@pytest.mark.slow
 def test_a_closed_loop_keeps_its_concurrency(performance: PerformanceModel) -> None:
     setup = Setup(load_device("h100-sxm"), load_model("llama-3.1-8b"))
     left = iter(range(2, 20))

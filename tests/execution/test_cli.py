@@ -113,7 +113,7 @@ def test_fit_compares_data_and_generated(tmp_path: Path) -> None:
         (("show", "azure-conv", "--duration", "-5"), "cannot generate -5 s"),
         (("show", "azure-conv", "--svg", "{tmp}/no/such.svg"), "cannot be written"),
         (("export", "azure-conv", "{tmp}/no/such.jsonl"), "cannot be written"),
-        (("fit", "{tmp}"), "holds none of"),
+        pytest.param(("fit", "{tmp}"), "holds none of", marks=pytest.mark.slow),
         (("fit", "{tmp}/absent"), "is no directory"),
         (("show", "azure-volatile", "--rate-scale", "nan"), "at rate nan"),
     ],
@@ -130,6 +130,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: tuple[str, ...], what:
     assert out == ""
 
 
+@pytest.mark.slow
 def test_the_module_runs() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "execution", "workload", "show", "absent-file"],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,6 +16,7 @@ from execution.twin import Twin, WorldParameters
 from hw_profiles import load_cluster, load_model
 from hw_profiles.cli import app
 from hw_profiles.performance import PerformanceModel
+from hw_profiles.performance.calibrate.held import longest
 from hw_profiles.performance.calibrate.rows import DataError
 from hw_profiles.performance.calibrate.watched import Watched, calibrate_from_journal
 from hw_profiles.performance.coefficients import Coefficients, StepFit
@@ -119,6 +122,47 @@ def test_known_costs_are_found_again(found: tuple[Coefficients, Watched]) -> Non
     assert fit.kv_capacity_tokens == 65_536
 
 
+def test_contexts_are_added_up_where_attention_is_not_padded(found: tuple[Coefficients, Watched]) -> None:
+    assert not found[1].fit.padded
+
+
+PADDED = replace(TRUE, padded=True, per_kv_token_s=2e-6)
+
+
+@pytest.mark.slow
+def test_padded_attention_is_noticed_and_its_costs_are_found(tmp_path: Path) -> None:
+    path = keep(tmp_path / "j.sqlite", served(requests(400, 35.0), steps=PADDED))
+    _, watched = calibrated(path)
+    fit = watched.fit
+    assert fit.padded
+    assert fit.per_kv_token_s == pytest.approx(PADDED.per_kv_token_s, rel=0.15)
+    assert fit.size_s(2) == pytest.approx(PADDED.size_s(2), rel=0.1)
+    assert watched.held_out.e2e < 0.03
+
+
+def test_a_coefficients_file_of_before_padding_was_known_is_read(
+    found: tuple[Coefficients, Watched], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.json"
+    write_coefficients(found[0], path)
+    data = json.loads(path.read_text())
+    del data["devices"][KIND]["measured"][MODEL]["padded"]
+    path.write_text(json.dumps(data))
+    assert read_coefficients(path).devices[KIND].measured[MODEL].padded is False
+
+
+def test_the_longest_on_board() -> None:
+    rng = np.random.default_rng(3)
+    begin = rng.uniform(0.0, 10.0, 200)
+    end = begin + rng.exponential(0.3, 200)
+    values = rng.uniform(-5.0, 5.0, 200)
+    times = np.unique(np.concatenate([begin, end]))
+    expected = [
+        max((v for b, e, v in zip(begin, end, values, strict=True) if b <= t < e), default=0.0) for t in times
+    ]
+    assert longest(times, begin, end, values).tolist() == expected
+
+
 def test_the_held_out_error_is_stated(found: tuple[Coefficients, Watched]) -> None:
     _, watched = found
     assert watched.held_out.requests >= 100
@@ -134,6 +178,7 @@ def test_noise_shows_in_the_held_out_error_and_not_in_the_costs(tmp_path: Path) 
     assert watched.fit.size_s(2) == pytest.approx(TRUE.size_s(2), rel=0.12)
 
 
+@pytest.mark.slow
 def test_the_file_says_where_it_comes_from_and_keeps_the_rest(
     found: tuple[Coefficients, Watched], tmp_path: Path
 ) -> None:
@@ -155,6 +200,7 @@ def test_the_file_says_where_it_comes_from_and_keeps_the_rest(
     assert replica.start_s == pytest.approx(3.0, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_twin_predicts_another_load_from_the_fit(
     found: tuple[Coefficients, Watched], tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from hw_profiles import (
     load_model,
 )
 from hw_profiles.loader import problems_in
+from tests.examples import up_to
 
 from .conftest import CLUSTER, DEVICE, NODE
 
@@ -154,7 +155,11 @@ def test_files_that_are_no_profile_at_all(tmp_path: Path, content: bytes) -> Non
     assert str(path) in str(caught.value)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=up_to(120),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     base=st.sampled_from([DEVICE, NODE, CLUSTER]),
     at=st.floats(0, 1),

@@ -14,6 +14,7 @@ from hw_profiles import ProfileError, Topology, list_clusters, load_cluster
 from hw_profiles.assembly import assemble
 from hw_profiles.loader import packaged
 from hw_profiles.schema import ClusterProfile
+from tests.examples import up_to
 
 from .conftest import CLUSTER, DEVICE, NODE
 
@@ -155,7 +156,7 @@ def clusters(draw: st.DrawFn) -> Topology:
     return assemble(profile, packaged(), anywhere)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=up_to(40), deadline=None)
 @given(clusters(), st.randoms(use_true_random=False))
 def test_paths_equal_those_of_an_exhaustive_search(topology: Topology, random: Random) -> None:
     """Width: remove links narrow to wide until the pair falls apart. Latency: networkx's shortest path over

@@ -154,7 +154,7 @@ def test_a_real_system_does_not_wait_for_a_step() -> None:
     go_on = threading.Event()
 
     def slow(incumbent: PolicySource, past: tuple[PastWindow, ...], stop: threading.Event) -> EvolutionStep:
-        go_on.wait(10.0)
+        go_on.wait(600.0)
         return EvolutionStep(BETTER, "late")
 
     evolution = BackgroundEvolution(FIRST, slow, lambda p: ScriptedPolicy(p.digest), waits=False)

@@ -203,6 +203,7 @@ def test_a_source_of_policies_takes_over_at_a_monitoring_point() -> None:
     assert source.ended == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_model_that_fits_nowhere_is_named() -> None:
     with pytest.raises(InfeasibleModelError, match=r"bloom-176b.*laptop-2"):
         build_world(WorldSpec("laptop-2", ("bloom-176b",)))

@@ -126,6 +126,7 @@ def edited(function: str, body: str) -> PolicySource:
     return PolicySource("edited", changed, digest_of(changed))
 
 
+@pytest.mark.slow
 def test_a_plan_that_never_comes_is_charged() -> None:
     limits = SandboxLimits(plan_grace_s=0.2)
     with SandboxedPolicy(edited("plan", "while True:\n        pass"), limits) as policy:
@@ -141,7 +142,7 @@ def test_the_journaled_memo_holds_what_route_left_in_it_across_the_sandbox() -> 
     def first_tick(policy: Policy, memo: Memo) -> None:
         policy.should_replan(observation(), memo)
 
-    with SandboxedPolicy(counting) as policy:
+    with SandboxedPolicy(counting, SandboxLimits().patient()) as policy:
         memo = Memo()
         first_tick(policy, memo)
         for _ in range(3):

@@ -35,6 +35,7 @@ print(json.dumps({"said": said, "loaded": sorted({name.partition(".")[0] for nam
 """
 
 
+@pytest.mark.slow
 def test_help_and_a_wrong_target_import_nothing_heavy() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ASK, json.dumps(LIGHT)], capture_output=True, text=True, check=True

@@ -137,7 +137,7 @@ def order_elsewhere(path: Path, *words: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 

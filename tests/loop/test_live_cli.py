@@ -121,13 +121,14 @@ def test_a_run_that_is_over_takes_no_commands_and_says_so(tmp_path: Path, words:
         assert store.commands() == []
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_over(tmp_path: Path) -> None:
     program = (
         "import os, sys; from strategy.live import LiveStore; s = LiveStore.begin(sys.argv[1]); os._exit(9)"
     )
     path = tmp_path / "live.sqlite"
     done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], cwd=Path(__file__).parents[2], check=False, timeout=60
+        [sys.executable, "-c", program, str(path)], cwd=Path(__file__).parents[2], check=False, timeout=300
     )
     assert done.returncode == 9
     assert "the run is over" in ask(tmp_path, "kill").stderr
@@ -143,6 +144,7 @@ def test_a_run_that_ends_while_a_command_waits_is_told_at_once(
     assert "the run ended before it answered" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_answer_that_does_not_come_in_time_is_exit_code_3_and_still_comes(run: Path) -> None:
     assert ask(run, "unpin", "--wait", "0.3").exit_code == 3
     with LiveStore(run / "live.sqlite") as store:

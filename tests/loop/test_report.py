@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from loop.contracts import PolicyFaults, PolicySource, Resources, RunResult
@@ -52,6 +53,7 @@ def experiment() -> ExperimentResult:
     )
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_tells_the_story(tmp_path: Path) -> None:
     path = write_report(experiment(), tmp_path / "deep" / "report.html")
     page = path.read_text()

@@ -51,7 +51,7 @@ def started(here: Path, *arguments: str, **environment: str) -> subprocess.Popen
 def answered(here: Path, *arguments: str, **environment: str) -> tuple[dict[str, Any], str]:
     """(the one JSON object on stdout, stderr) of a command that ends well."""
     process = started(here, *arguments, "--json", **environment)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return json.loads(out), err
 
@@ -97,7 +97,7 @@ def test_ctrl_c_leaves_a_whole_archive_and_the_best_so_far(here: Path) -> None:
     while "step 1:" not in process.stderr.readline():
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "ended: interrupted" in out
@@ -208,6 +208,6 @@ def test_score_shows_a_policy_that_is_the_same_as_another_one(here: Path) -> Non
         ]
         assert found[0]["run"] == found[1]["run"] == found[2]["run"]
     process = started(here, "score", "round_robin", "mine.py", *SMALL, "--worlds", "0")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert "mine (the same as round_robin)" in out

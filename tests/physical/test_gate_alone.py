@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import physical
 
 ROOT = Path(physical.__file__).parent
@@ -31,6 +33,7 @@ def acts_on_others(source: str) -> Iterator[str]:
             yield f"psutil's {name}"
 
 
+@pytest.mark.slow
 def test_only_the_gate_acts_on_others() -> None:
     found: dict[str, set[str]] = {}
     for path in sorted(ROOT.rglob("*.py")):

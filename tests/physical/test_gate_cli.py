@@ -64,6 +64,7 @@ def test_a_plan_of_actions_is_shown_done_and_done_only_once(state: Path, tmp_pat
     assert json.loads(out)["running"] == {"web": pid}
 
 
+@pytest.mark.slow
 def test_stages_of_a_placement_become_processes_and_others_stop(state: Path, tmp_path: Path) -> None:
     stages = [
         {"devices": ["here-0/cpu0"], "first_layer": 0, "layers": 2},

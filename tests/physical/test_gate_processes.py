@@ -131,6 +131,7 @@ def test_a_plan_that_fails_puts_everything_back(state: Path) -> None:
     assert status(pid, "Cpus_allowed_list") == before
 
 
+@pytest.mark.slow
 def test_what_was_stopped_runs_again_when_a_later_step_fails(state: Path) -> None:
     wanted = StartProcess("web", SLEEP, nice=2)
     gate(state).apply([wanted])

@@ -147,6 +147,7 @@ def test_device_views() -> None:
         device_views(elastic, unavailable={"spot-9/gpu0"})
 
 
+@pytest.mark.slow
 def test_cli_table_and_json_agree() -> None:
     args = ["options", "mixed-64", "llama-3.1-8b", "--input", "512", "--output", "128"]
     table = runner.invoke(app, args)

@@ -31,6 +31,19 @@ from loop.contracts import (
 from tests.strategy import builders as b
 
 BUDGET_S = 2.0
+USUAL_S = 2e-3
+"""CPU seconds of `slowness`'s loop on a usual machine."""
+
+
+def slowness() -> float:
+    """How many times slower than a usual machine this one computes now; at least 1."""
+    took = []
+    for _ in range(5):
+        started, total = time.thread_time(), 0
+        for i in range(50_000):
+            total += i & 7
+        took.append(time.thread_time() - started)
+    return max(1.0, min(took) / USUAL_S)
 
 
 def infeasibilities(plan: Plan, obs: Observation) -> list[str]:
@@ -232,18 +245,18 @@ class PolicyConformance:
     def test_plan_keeps_to_its_budget(self) -> None:
         nodes = [("big", 8)] * 2 + [("mid", 8)] * 3 + [("small", 4)] * 6
         obs = b.observation(nodes, ("large", "tiny"))
-        started = time.process_time()  # whatever else the machine does is not the policy's
+        started = time.thread_time()  # whatever else the machine does is not the policy's
         decide(self.policy, obs, Memo())
-        assert time.process_time() - started < BUDGET_S
+        assert time.thread_time() - started < BUDGET_S * slowness()
 
     def test_routing_is_quick_on_64_replicas(self) -> None:
         memo, replicas, job = Memo(), views(self.policy, 64), b.request()
         took = []
         for i in range(50):
-            started = time.process_time()
+            started = time.thread_time()
             self.policy.route(job._replace(id=i), replicas, memo)
-            took.append(time.process_time() - started)
-        assert sorted(took)[len(took) // 2] < 1e-3
+            took.append(time.thread_time() - started)
+        assert sorted(took)[len(took) // 2] < 1e-3 * slowness()
 
     @given(
         counts=st.lists(
@@ -254,7 +267,11 @@ class PolicyConformance:
         ready=st.sampled_from([0.0, 45.0, 1e4]),
         role=st.sampled_from(list(Role)),
     )
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @settings(
+        max_examples=12,
+        deadline=None,
+        suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+    )
     def test_routes_are_valid_pure_and_repeatable(
         self, counts: list[tuple[int, int, int]], tokens: int, output: float, ready: float, role: Role
     ) -> None:

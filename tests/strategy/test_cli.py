@@ -45,9 +45,13 @@ def test_check_accepts_a_baseline(tmp_path: Path) -> None:
     ("right", "wrong", "words"),
     [
         ("return _layout(obs)\n", "return Plan(())\n", "no replica"),
-        ("return first_to_finish(request, replicas, TAIL)", "return 99", "99"),
-        ("return first_come(request)", 'return float("inf")', "refused"),
-        ("return first_come(request)", "return 1 / 0", "ZeroDivisionError"),
+        pytest.param(
+            "return first_to_finish(request, replicas, TAIL)", "return 99", "99", marks=pytest.mark.slow
+        ),
+        pytest.param("return first_come(request)", 'return float("inf")', "refused", marks=pytest.mark.slow),
+        pytest.param(
+            "return first_come(request)", "return 1 / 0", "ZeroDivisionError", marks=pytest.mark.slow
+        ),
         ("    differs,", "    differs,\n    nothing_like_it,", "nothing_like_it"),
         ("def route(", "import os\ndef route(", "may not import os"),
     ],

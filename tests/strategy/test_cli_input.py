@@ -35,12 +35,21 @@ ENDPOINT = ("--base-url", "http://127.0.0.1:1/v1")
         (("evolve", "--workload", "nope"), "nope: neither a file, a scenario"),
         (("evolve", "--workload", "model-mix"), "give --serve twice"),
         (("evolve", "--cluster", "nope"), "unknown cluster 'nope'"),
-        (
+        pytest.param(
             ("evolve", "--cluster", "laptop-2", "--serve", "bloom-176b"),
             "model bloom-176b fits no group of devices",
+            marks=pytest.mark.slow,
         ),
-        (("evolve", "--out", "file"), "file: cannot be written: it is a file, not a folder"),
-        (("evolve", "--archive", "file", "--max-windows", "1"), "file: not an archive of evolution"),
+        pytest.param(
+            ("evolve", "--out", "file"),
+            "file: cannot be written: it is a file, not a folder",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("evolve", "--archive", "file", "--max-windows", "1"),
+            "file: not an archive of evolution",
+            marks=pytest.mark.slow,
+        ),
         (("score", "nope"), "nope: neither a file nor a baseline"),
         (("score", "abc", "--archive", "gone"), "gone: no such archive"),
         (("score", "round_robin", "--baseline", "nope"), "nope: no such baseline"),

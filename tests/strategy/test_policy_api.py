@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from loop.contracts import Memo, Plan, ReplayMode
 from strategy import policy_api as api
+from tests.examples import up_to
 from tests.strategy import builders as b
 
 LOAD = api.Load("tiny", 1000.0, 1000.0, 200.0, 400.0)
@@ -74,7 +75,7 @@ class TestThroughput:
         seqs=st.integers(1, 512),
         kinds=st.lists(st.sampled_from(["big", "mid", "small"]), min_size=1, max_size=6),
     )
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=up_to(60), deadline=None)
     def test_serving_time_is_monotone(self, requests: float, seqs: int, kinds: list[str]) -> None:
         mix = [opt(kind) for kind in kinds]
         load = LOAD._replace(requests=requests)
@@ -197,7 +198,7 @@ class TestRouting:
         assert api.first_to_finish(b.request(), views) == 1
 
     @given(weights=st.lists(st.floats(0.0, 10.0), min_size=1, max_size=16).filter(lambda w: sum(w) > 0.1))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=up_to(50), deadline=None)
     def test_turns_follow_the_weights(self, weights: list[float]) -> None:
         turns = [api.weighted_turn(weights, float(t)) for t in range(1000)]
         for index, weight in enumerate(weights):
@@ -259,7 +260,7 @@ class TestMakespan:
         assert api.plan_makespan_s(obs, fast, [few]) < api.plan_makespan_s(obs, slow, [few])
         assert api.plan_makespan_s(obs, specs, [few]) < api.plan_makespan_s(obs, slow, [few])
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=up_to(40), deadline=None)
     @given(st.floats(1, 1e5), st.floats(1, 2e4), st.floats(1, 3000))
     def test_it_is_a_time_for_any_load(self, requests: float, inputs: float, outputs: float) -> None:
         load = api.Load("tiny", requests, inputs, outputs, 2 * outputs)

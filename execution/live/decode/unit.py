@@ -177,8 +177,10 @@ class DecodeUnit:
         cases: Sequence[Case],
         texts: Sequence[Sequence[int]],
         better: Callable[[], None],
+        meanwhile: Callable[[], None],
     ) -> None:
-        """Compile, try and race what is missing; `better` is called whenever one more is proven."""
+        """Compile, try and race what is missing; `better` is called whenever one more is proven, `meanwhile` some times a
+        second."""
         missing = self.missing()
         if not missing:
             return
@@ -196,7 +198,7 @@ class DecodeUnit:
             have=tuple("" for _ in missing), cases=recorded, prompts=tuple(tuple(t) for t in texts),
             min_gain=self._settings.min_gain, backend=self._settings.backend, niceness=self._settings.niceness,
         )  # fmt: skip
-        _Listener(self, missing, better).hear(self.workshop.run(job))
+        _Listener(self, missing, better).hear(self.workshop.run(job, meanwhile))
 
     # ---- Choosing ----
 

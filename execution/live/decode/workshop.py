@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,9 @@ class Workshop:
         self._running = threading.Event()
         self._running.set()
 
-    def run(self, job: TrialJob) -> Iterator[dict[str, Any]]:
-        """What the child tells, `recipe` by its number in the job; crashes come as verdicts."""
+    def run(self, job: TrialJob, meanwhile: Callable[[], None] = lambda: None) -> Iterator[dict[str, Any]]:
+        """What the child tells, `recipe` by its number in the job; crashes come as verdicts. `meanwhile` is called some
+        times a second."""
         left = list(range(len(job.recipes)))
         while left and not self._closed.is_set():
             part = replace(
@@ -47,7 +48,7 @@ class Workshop:
                 folder=str(self._folder / f"part-{len(job.recipes) - len(left)}-{time.monotonic_ns()}"),
             )  # fmt: skip
             at_work, stage, over = 0, "trial", False
-            for told in self._child(part):
+            for told in self._child(part, meanwhile):
                 line = dict(told)
                 if "recipe" in line:
                     at_work = int(line["recipe"])
@@ -82,7 +83,7 @@ class Workshop:
         self._closed.set()
         self._signal(signal.SIGKILL)
 
-    def _child(self, job: TrialJob) -> Iterator[dict[str, Any]]:
+    def _child(self, job: TrialJob, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any]]:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"job-{time.monotonic_ns()}.json"
         job.save(path)
@@ -99,7 +100,7 @@ class Workshop:
             )  # fmt: skip
         self._process = process
         try:
-            yield from self._lines(process)
+            yield from self._lines(process, meanwhile)
         finally:
             self._signal(signal.SIGKILL)
             process.wait()
@@ -108,12 +109,15 @@ class Workshop:
                 process.stdout.close()
             path.unlink(missing_ok=True)
 
-    def _lines(self, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    def _lines(
+        self, process: subprocess.Popen[bytes], meanwhile: Callable[[], None]
+    ) -> Iterator[dict[str, Any]]:
         stdout = process.stdout
         if stdout is None:
             return
         buffer, silent_s, before_s = b"", 0.0, time.monotonic()
         while not self._closed.is_set():
+            meanwhile()
             now_s = time.monotonic()
             silent_s += now_s - before_s if self._running.is_set() else 0.0
             before_s = now_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ class Stretches:
     sequences: Floats
     """Summed over the steps: those that decoded, and prompts."""
     context_tokens: Floats
+    """What the decoding sequences attend to; `padded`: each as much as the longest."""
     prompts: Floats
     prompt_tokens: Floats
     pairs: Floats
@@ -58,7 +60,9 @@ StepTime = Callable[[int, float], float]
 class StepClock:
     """How many steps a replica had done by a time, on the run's clock."""
 
-    def __init__(self, requests: Sequence[WatchedRequest], budget_tokens: int, step_s: StepTime) -> None:
+    def __init__(
+        self, requests: Sequence[WatchedRequest], budget_tokens: int, step_s: StepTime, *, padded: bool
+    ) -> None:
         scheduled = np.array([r.scheduled_s for r in requests])
         first = np.array([r.first_s for r in requests])
         last = np.array([r.last_s for r in requests])
@@ -66,6 +70,8 @@ class StepClock:
         self._times = np.unique(np.concatenate([scheduled, first, last]))
         decoding = self._at(first, last, np.ones(len(requests)))
         contexts = self._at(first, last, context)
+        if padded:
+            contexts = decoding * longest(self.times, first, last, context)
         prompts = self._prompt_rates(requests, budget_tokens)
         rates = [
             prompt or (1.0 / max(step_s(round(n), kv), 1e-9) if n > 0.5 else 0.0)
@@ -73,6 +79,11 @@ class StepClock:
         ]
         done = np.cumsum(np.diff(self._times) * np.array(rates[:-1]))
         self._done = np.concatenate([[0.0], done])
+
+    @property
+    def times(self) -> Floats:
+        """When something began or ended, ascending: between two of them the same requests are on board."""
+        return self._times
 
     def at(self, times_s: Floats | float) -> Floats:
         """Steps by then."""
@@ -108,13 +119,14 @@ def stretches(
     *,
     budget_tokens: int,
     step_s: StepTime,
+    padded: bool = False,
 ) -> Stretches:
     """Decoding and prefilling stretches of all clean requests of one replica.
 
     `others`: requests of each other replica of the same node; `budget_tokens`: of one step; `step_s`: what is
-    believed of the time of steps.
+    believed of the time of steps; `padded`: contexts count as long as the longest on board (StepFit.padded).
     """
-    clock = StepClock(requests, budget_tokens, step_s)
+    clock = StepClock(requests, budget_tokens, step_s, padded=padded)
     on_board = _OnBoard(requests, clock)
     busy = [_Busy(theirs) for theirs in others]
     rows: list[list[float]] = []
@@ -129,6 +141,8 @@ def stretches(
     begin, end = clock.at(begin_s), clock.at(end_s)
     held = [on_board.between(*four) for four in zip(begin_s, end_s, begin, end, strict=True)]
     sequences, contexts, prompts, tokens, pairs = np.array(held).reshape(len(rows), 5).T
+    if padded:
+        contexts = on_board.padded_tokens(begin_s, end_s)
     return Stretches(
         duration_s=end_s - begin_s,
         steps=np.where(firsts > 0.0, np.maximum(1.0, end - begin), steps),
@@ -141,6 +155,23 @@ def stretches(
         others=sum((b.shares(begin_s, end_s) for b in busy), np.zeros(len(rows))),
         ends_s=end_s,
     )
+
+
+def longest(times: Floats, begin: Floats, end: Floats, values: Floats) -> Floats:
+    """At each time (ascending) the largest of the values whose interval [begin, end) covers it; 0.0 for none."""
+    found = np.zeros(len(times))
+    coming = np.argsort(begin, kind="stable").tolist()
+    on_board: list[tuple[float, float]] = []
+    arrived = 0
+    for i, time in enumerate(times.tolist()):
+        while arrived < len(coming) and begin[coming[arrived]] <= time:
+            heappush(on_board, (-float(values[coming[arrived]]), float(end[coming[arrived]])))
+            arrived += 1
+        while on_board and on_board[0][1] <= time:
+            heappop(on_board)
+        if on_board:
+            found[i] = -on_board[0][0]
+    return found
 
 
 class _OnBoard:
@@ -156,6 +187,7 @@ class _OnBoard:
         self._prefill = np.array([float(r.prefill_tokens) for r in by])
         self._first_step, self._last_step = clock.at(self._first), clock.at(self._last)
         self._longest_s = float(np.max(self._last - self._scheduled, initial=0.0))
+        self._clock = clock
 
     def between(
         self, begin_s: float, end_s: float, begin: float, end: float
@@ -178,6 +210,23 @@ class _OnBoard:
             prompts,
             float((begun * prefill).sum()),
             float(pairs.sum()),
+        )
+
+    def padded_tokens(self, begin_s: Floats, end_s: Floats) -> Floats:
+        """Context tokens summed over the steps of stretches, each sequence counted as long as the longest."""
+        times = self._clock.times
+        done = self._clock.at(times)
+        # A sequence's context less the step it is in stays what it was at its first token.
+        decoding = self._last > self._first
+        begin, end = self._first[decoding], self._last[decoding]
+        offset = longest(times, begin, end, self._inputs[decoding] - self._first_step[decoding] + done[-1])
+        begun, over = (np.searchsorted(np.sort(edge), times, "right") for edge in (begin, end))
+        running = begun - over
+        steps = np.diff(done)
+        context = np.where(running > 0, offset - done[-1] + done, 0.0)[:-1] + 0.5 * steps
+        so_far = np.concatenate([[0.0], np.cumsum(steps * running[:-1] * context)])
+        return np.asarray(
+            np.interp(end_s, times, so_far) - np.interp(begin_s, times, so_far), dtype=np.float64
         )
 
 

@@ -69,7 +69,7 @@ def step_through(
         decoding = [s for s in running if s.index not in chunked and s.computed >= s.prompt]
         now_s += perf.iteration_s(
             len(decoding),
-            sum(s.prompt + s.generated for s in decoding),
+            _attended(perf, decoding),
             [(size, sequence.computed) for sequence, size in chunks],
         )
         for sequence in decoding:
@@ -85,7 +85,7 @@ def step_through(
 
 def _leap(perf: ReplicaPerformance, running: Sequence[_Sequence], now_s: float, next_s: float) -> float:
     """Decode in one go, up to the next finish, the next arrival or the end of a linear piece: when that is."""
-    n, kv = len(running), sum(s.prompt + s.generated for s in running)
+    n, kv = len(running), _attended(perf, running)
     base_s, slope, end = perf.decode_segment(n, kv)
     a = 0.5 * slope * n
     b = base_s + slope * kv - a  # k steps take a * k**2 + b * k
@@ -101,6 +101,13 @@ def _leap(perf: ReplicaPerformance, running: Sequence[_Sequence], now_s: float, 
     for sequence in running:
         sequence.generated += k
     return now_s + (a * k + b) * k
+
+
+def _attended(perf: ReplicaPerformance, decoding: Sequence[_Sequence]) -> int:
+    """Tokens of context that a step pays for: the longest for each sequence where attention is padded."""
+    if perf.padded:
+        return len(decoding) * max((s.prompt + s.generated for s in decoding), default=0)
+    return sum(s.prompt + s.generated for s in decoding)
 
 
 def _without_finished(

@@ -87,13 +87,16 @@ def _check_rows(rows: Stretches, source: str) -> None:
         )
 
 
-def _rows(replicas: Sequence[WatchedReplica], requests: Requests, step_s: StepTime) -> Stretches:
+def _rows(
+    replicas: Sequence[WatchedReplica], requests: Requests, step_s: StepTime, *, padded: bool = False
+) -> Stretches:
     parts = []
     for replica in replicas:
         own = requests.get(replica.id, ())
         others = [requests[other] for other in requests if other != replica.id and requests[other]]
         if own:
-            parts.append(stretches(own, others, budget_tokens=replica.max_num_batched_tokens, step_s=step_s))
+            budget_tokens = replica.max_num_batched_tokens
+            parts.append(stretches(own, others, budget_tokens=budget_tokens, step_s=step_s, padded=padded))
     return joined(parts)
 
 
@@ -123,14 +126,21 @@ def _converged(
     *,
     until_s: float = math.inf,
 ) -> StepFit:
-    """Fit, spread the steps over time by the fit, and fit again."""
-    step_s = _first_guess([r for r in clean if r.last_s < until_s] or clean)
-    fit = base
-    for _ in range(SPREADINGS):
-        rows = _rows(replicas, requests, step_s)
-        fit = _regress(rows.where(rows.ends_s < until_s), base)
-        step_s = _step_time(fit)
-    return fit
+    """Fit, spread the steps over time by the fit, and fit again; with contexts as they are and with padded ones,
+    whichever explains more."""
+    fits = []
+    for padded in (False, True):
+        step_s = _first_guess([r for r in clean if r.last_s < until_s] or clean)
+        fit, error = replace(base, padded=padded), math.inf
+        for spreading in range(SPREADINGS):
+            rows = _rows(replicas, requests, step_s, padded=padded)
+            last = spreading == SPREADINGS - 1
+            fit, error = _regress(
+                rows.where(rows.ends_s < until_s), fit, CONTENTIONS if last else CONTENTIONS[:1]
+            )
+            step_s = _step_time(fit)
+        fits.append((error, padded, fit))
+    return min(fits, key=lambda found: found[:2])[2]
 
 
 def _first_guess(clean: Sequence[WatchedRequest]) -> StepTime:
@@ -155,8 +165,8 @@ def _step_time(fit: StepFit) -> StepTime:
 # ---- the regression ------------------------------------------------------------------------------------------------
 
 
-def _regress(rows: Stretches, frame: StepFit) -> StepFit:
-    """Costs by non-negative least squares, re-weighted towards least absolute relative error."""
+def _regress(rows: Stretches, frame: StepFit, contentions: Sequence[float]) -> tuple[StepFit, float]:
+    """Costs by non-negative least squares, re-weighted towards least absolute relative error; and that error."""
     sizes = _sizes(rows)
     columns = np.column_stack(
         [
@@ -168,13 +178,13 @@ def _regress(rows: Stretches, frame: StepFit) -> StepFit:
             rows.firsts,
         ]
     )
-    candidates = CONTENTIONS if float(rows.others.std()) > 0.1 else (0.0,)
+    candidates = contentions if float(rows.others.std()) > 0.1 else contentions[:1]
     typical_s = float(np.median(rows.duration_s / rows.steps))
     smooth = _smoothness(sizes, columns.shape[1], typical_s, math.sqrt(SMOOTHNESS * len(rows)))
     fits = [
         (_least_absolute(columns, rows.duration_s / (1.0 + c * rows.others), smooth), c) for c in candidates
     ]
-    (solution, _), contention = min(fits, key=lambda fit: (fit[0][1], fit[1]))
+    (solution, error), contention = min(fits, key=lambda fit: (fit[0][1], fit[1]))
     # Costs are as they were on average: with the others as busy as they were.
     solution = solution * (1.0 + contention * float(np.average(rows.others, weights=rows.duration_s)))
     base_s, *slopes = solution[: len(sizes)].tolist()
@@ -182,7 +192,7 @@ def _regress(rows: Stretches, frame: StepFit) -> StepFit:
     for (low, high), slope in zip(itertools.pairwise(sizes), slopes, strict=True):
         costs.append(costs[-1] + slope * (high - low))
     context, prompt, token, pair, first = solution[len(sizes) :].tolist()
-    return replace(
+    fit = replace(
         frame,
         sizes=tuple(sizes),
         sizes_s=tuple(costs),
@@ -193,6 +203,7 @@ def _regress(rows: Stretches, frame: StepFit) -> StepFit:
         first_token_s=first,
         contention=contention,
     )
+    return fit, error
 
 
 def _sizes(rows: Stretches) -> list[int]:

@@ -19,6 +19,7 @@ from execution.compiler.cache import ArtifactCache, CacheError, CacheFullError, 
 from execution.compiler.machine import Machine, this_machine
 from execution.compiler.port import Bucket, Recipe, Subject, TensorSpec
 from execution.compiler.verdict import Numerics, Speed, Trial, Verdict, Worst
+from tests.examples import up_to
 
 MACHINE = Machine("cpu of a test", "avx2", 2, "Linux x86_64")
 SUBJECT = Subject(
@@ -141,7 +142,9 @@ def test_the_second_writer_takes_the_first_one_s(cache: ArtifactCache) -> None:
             assert files_of(entry.folder) == first
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=up_to(40), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_damage_is_found_removed_and_repaired(cache: ArtifactCache, data: st.DataObject) -> None:
     cache.clear()
@@ -326,6 +329,7 @@ def crowd(root: Path, seed: int) -> None:
             assert files_of(entry.folder)["kernel.so"] == random.Random(number).randbytes(4000)
 
 
+@pytest.mark.slow
 def test_many_processes_at_once(tmp_path: Path) -> None:
     children = []
     for seed in range(4):

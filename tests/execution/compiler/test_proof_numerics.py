@@ -15,6 +15,7 @@ from execution.compiler.proof_cases import cases_of, resized, shifted, strided, 
 from execution.compiler.proof_numerics import check_determinism, check_numerics, same_bits  # noqa: E402
 from execution.compiler.source import Reference, export_subject  # noqa: E402
 from execution.compiler.verdict import Numerics  # noqa: E402
+from tests.examples import some_slow  # noqa: E402
 from tests.execution.compiler import subjects  # noqa: E402
 
 
@@ -69,6 +70,7 @@ SPOILS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["a thousandth", "one element"])
 def test_what_is_wrong_is_found_in_every_family(
     known: tuple[Subject, Reference, subjects.Call], spoil: str
@@ -81,7 +83,7 @@ def test_what_is_wrong_is_found_in_every_family(
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
-@pytest.mark.parametrize("name", ["rms_norm", "linear"])
+@pytest.mark.parametrize("name", some_slow(["rms_norm", "linear"], "linear"))
 def test_whatever_is_wrong_is_found(name: str, spoil: str) -> None:
     call = subjects.CALLS[name]()
     subject = call.subject()

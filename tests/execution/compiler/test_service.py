@@ -21,7 +21,7 @@ from execution.compiler.service import CompilerService, Demand, Samples  # noqa:
 from tests.execution.compiler import faulty, subjects  # noqa: E402
 
 pytestmark = pytest.mark.slow
-BUDGET = Budget(cpu_s_per_minute=6000, priority="low", memory_bytes=3 << 30, idle_s=600)
+BUDGET = Budget(cpu_s_per_minute=6000, priority="low", memory_bytes=3 << 30, idle_s=600, trial_limit_s=600.0)
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,7 @@ class LifeConformance:
             rig.run(engine.start())
         assert len(rig.run(answer(engine, request_of(engine))).token_ids) == 16
 
+    @pytest.mark.slow
     def test_little_memory_changes_no_answer(self, rig: Rig) -> None:
         if rig.kv_options is None:
             pytest.skip("this engine cannot be made so small")

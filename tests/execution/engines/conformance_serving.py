@@ -95,6 +95,7 @@ class ServingConformance:
 
         rig.run(check())
 
+    @pytest.mark.slow
     def test_a_slow_reader_holds_up_nobody(self, rig: Rig) -> None:
         engine = rig.engine
 

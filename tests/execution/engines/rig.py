@@ -25,7 +25,7 @@ from loop.contracts.engine import (
 T = TypeVar("T")
 LIMITS = EngineLimits(max_num_seqs=16, max_num_batched_tokens=256, max_waiting=256)
 """Engines under test are built with these."""
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 """For what must happen soon; a miss is a failure, not a wait."""
 _ids = count()
 

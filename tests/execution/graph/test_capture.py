@@ -64,6 +64,7 @@ def test_the_model_stays_as_it_was(gated: tuple[GatedMlp, Capture]) -> None:
     del gated
 
 
+@pytest.mark.slow
 def test_layers_of_one_form_have_one_digest(gated: tuple[GatedMlp, Capture]) -> None:
     torch.manual_seed(5)
     other = GatedMlp()
@@ -73,6 +74,7 @@ def test_layers_of_one_form_have_one_digest(gated: tuple[GatedMlp, Capture]) -> 
     assert digest(capture(other, (tensor(4, 8),)).graph) != digest(again)
 
 
+@pytest.mark.slow
 def test_parts_that_export_replace_theirs_and_the_rest_is_reported() -> None:
     model = Branching().eval()
     captured = capture(model, (tensor(3, 8),))

@@ -52,6 +52,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_text_of_a_users_module_after_passes(mine: Path) -> None:
     told = RUNNER.invoke(
         app, ["my_models:Net", "--input", "rowsx8", "--text", "--pipeline", "fuse_patterns,dce"]

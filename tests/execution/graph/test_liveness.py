@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 
 from execution.graph.convert import graph_of_fx
@@ -91,6 +92,7 @@ def test_a_fused_node_counts_what_its_inside_needs() -> None:
     assert lifetimes(graph).scratch == {"n": 400}
 
 
+@pytest.mark.slow
 def test_no_order_is_below_its_widest_node() -> None:
     for seed in range(20):
         x = torch.zeros(4, 6)

@@ -32,6 +32,7 @@ def same(first: Any, second: Any) -> bool:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), size=st.integers(0, 24))
 def test_there_and_back_is_bit_exact(seed: int, size: int) -> None:

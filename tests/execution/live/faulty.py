@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from execution.compiler.backends.eager import EagerBackend
 from execution.compiler.port import CompileError, Recipe, Subject
 from execution.live.decode import source
 from execution.live.decode.backend import NativeBackend
@@ -84,3 +85,16 @@ class HidesNaN(_OtherSource):
 
 def recipes_of(backend: Any, subject: Subject) -> tuple[Recipe, ...]:
     return tuple(replace(r) for r in backend.recipes(subject))
+
+
+class NeverDone(EagerBackend):
+    """A compiler of modules that is waited for."""
+
+    name = "never-done"
+
+    def recipes(self, subject: Subject) -> Sequence[Recipe]:
+        return (Recipe(self.name, "slow", expected_compile_s=1.0),)
+
+    def compile(self, subject: Subject, recipe: Recipe, folder: Path) -> None:
+        while True:
+            time.sleep(1.0)

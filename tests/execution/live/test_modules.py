@@ -87,7 +87,10 @@ def test_what_is_no_faster_in_place_is_taken_back_and_the_module_is_itself_again
         now = await run.engine.modules()
         assert all(now[name] is module for name, module in originals.items() if name != "decode")
 
-    run = live(tmp_path, story, settings=asking(most=1, min_gain_in_place=1000.0))
+    patient = replace(
+        asking(most=1, min_gain_in_place=1000.0), place_limit_s=300.0
+    )  # it is judged, however slow
+    run = live(tmp_path, story, settings=patient)
     assert unchanged(run)
     assert run.of("swapped")
     assert run.of("taken-back")[0]["reason"] == "no faster in place"

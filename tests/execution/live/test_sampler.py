@@ -68,6 +68,7 @@ def test_nothing_of_the_stopwatch_stays(core: EngineCore) -> None:
     assert all("forward" not in module.__dict__ for module in core.modules().values())
 
 
+@pytest.mark.slow
 def test_inputs_are_recorded_as_they_were_and_within_bounds(core: EngineCore) -> None:
     sampler = core.observer = StepSampler(core, threads=1, every=3)
     serve(core, 2, 60)
@@ -77,6 +78,7 @@ def test_inputs_are_recorded_as_they_were_and_within_bounds(core: EngineCore) ->
     assert sum(x.nbytes for xs in sampler.inputs.values() for x in xs) <= 16 << 20
 
 
+@pytest.mark.slow
 def test_the_costlier_a_sample_the_rarer_it_gets(core: EngineCore) -> None:
     now_s = 0.0
 

@@ -17,6 +17,7 @@ from execution.live.decode.unit import DecodeSettings
 from execution.live.journal import FileJournal
 from execution.live.module_rounds import ModuleSettings
 from execution.live.service import EvolutionSettings, ExecutionEvolution
+from execution.live.swap import Check
 from execution.live.variants import Table, Variant
 from loop.contracts.engine import EngineRequest, EngineSpec, SamplingParams
 from tests.execution.live.conftest import needs_compiler
@@ -24,9 +25,14 @@ from tests.execution.live.conftest import needs_compiler
 pytestmark = [pytest.mark.slow, needs_compiler]
 MODEL, STREAMS = "micro-llama", 3
 SETTINGS = EvolutionSettings(
-    observe_steps=20, place_pairs=4, place_limit_s=5.0, watch_every_s=0.05, modules=ModuleSettings(most=0)
+    observe_steps=20,
+    place_pairs=4,
+    place_limit_s=5.0,
+    watch_every_s=0.05,
+    min_gain_in_place=0.01,
+    modules=ModuleSettings(most=0),
 )
-_LIMIT_S = 240.0
+_LIMIT_S = 1200.0
 Entry = dict[str, Any]
 
 
@@ -64,7 +70,7 @@ def live(
         await engine.start()
         journal = FileJournal(folder / "journal.jsonl")
         decode = DecodeSettings(
-            MODEL, 0, 1, recipes=1, backend=backend, min_gain=0.01, step_limit_s=200.0, niceness=0
+            MODEL, 0, 1, recipes=1, backend=backend, min_gain=0.01, step_limit_s=900.0, niceness=0
         )
         evolution = ExecutionEvolution.of(
             engine, decode, cache=cache or ArtifactCache(folder / "cache"), journal=journal, settings=settings
@@ -177,6 +183,36 @@ def test_what_goes_wrong_later_is_noticed_in_place_and_nobody_is_harmed(tmp_path
 
     run = live(tmp_path, story, backend="tests.execution.live.faulty:RefusesToCompile")
     assert unchanged(run)
+
+
+def test_a_slow_down_of_the_decode_step_is_seen_while_compilers_of_modules_are_waited_for(
+    tmp_path: Path,
+) -> None:
+    backends = ("tests.execution.live.faulty:NeverDone",)
+    modules = ModuleSettings(
+        most=1, later=1, look_again_s=0.1, samples=1, least_share=0.0, backends=backends, priority="normal"
+    )
+
+    async def story(run: Run) -> None:
+        await run.until(lambda: run.evolution.state.startswith("compiling layers"))
+        guard = run.evolution.guard
+        assert guard is not None
+        variant = guard.table.pick(STREAMS)
+        assert variant is not None, list(run.journal.entries)
+        times = [(2e-3 + 1e-5 * (number % 5), 1e-3 + 1e-5 * (number % 3)) for number in range(24)]
+
+        def seen(_: Any) -> None:
+            guard.checks.extend(Check(variant, STREAMS, 0.0, 1.0, ours_s, its_s) for ours_s, its_s in times)
+
+        await asyncio.wrap_future(run.engine.between_steps(seen))
+        await run.until(lambda: bool(run.of("swapped-back")))
+        assert "slow-down" in run.of("swapped-back")[0]["reason"]
+        await run.until(lambda: guard.table.pick(STREAMS) is not variant)
+        assert run.evolution.state.startswith("compiling layers")
+
+    run = live(tmp_path, story, settings=replace(SETTINGS, modules=modules))
+    assert unchanged(run)
+    assert not run.of("searched")
 
 
 def test_without_room_on_the_disk_it_serves_what_it_found_and_says_so(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.execution.live.helpers import PLAIN, bench_of
 pytestmark = [pytest.mark.slow, needs_compiler]
 
 
-def verdicts(name: str, folder: Path, limit_s: float = 100.0) -> list[tuple[int, bool, str, str]]:
+def verdicts(name: str, folder: Path, limit_s: float = 600.0) -> list[tuple[int, bool, str, str]]:
     """(recipe, ok, stage, reason) of the last verdict on each recipe."""
     backend = f"tests.execution.live.faulty:{name}"
     recipes = tuple(backend_of(backend).recipes(decode_subject(bench_of(PLAIN).shape, 4, 1)))

@@ -13,6 +13,7 @@ from execution.graph.node import TensorValue, resolve
 from execution.graph.rebuild import rebuild
 from execution.graph.text import text_of
 from execution.passes.pipeline import Pipeline
+from tests.examples import some_slow
 from tests.execution.passes.cases import CASES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,7 +31,7 @@ def test_before_and_after(name: str) -> None:
     assert path.read_text(encoding="utf-8") == text
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow(CASES, *(name for name in CASES if name != "prepack")))
 def test_passes_keep_the_signature_and_the_values(name: str) -> None:
     make, text = CASES[name]
     before, pipeline = make(), Pipeline.parse(text)

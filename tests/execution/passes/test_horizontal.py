@@ -12,6 +12,7 @@ from execution.graph.rebuild import rebuild
 from execution.passes.horizontal import Horizontal, merge
 from execution.passes.horizontal_trial import MeasuredHorizontal, Trial, region
 from execution.passes.pipeline import Pipeline
+from tests.examples import some_slow
 
 
 class Attention(nn.Module):
@@ -82,7 +83,7 @@ def _case(name: str) -> tuple[nn.Module, Tensor, Graph, int]:
     return module, x, capture(module.eval(), (x,)).graph, matmuls
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow(CASES, "query, key and value"))
 def test_siblings_are_merged_and_answers_stay(name: str) -> None:
     module, x, graph, matmuls = _case(name)
 
@@ -92,6 +93,7 @@ def test_siblings_are_merged_and_answers_stay(name: str) -> None:
     torch.testing.assert_close(rebuild(made)(x), module(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stacking_needs_no_copies_where_inputs_were_split() -> None:
     _, _, graph, _ = _case("towers of their own inputs")
     made = Pipeline.parse("horizontal,dce")(graph)
@@ -136,6 +138,7 @@ def test_sizes_that_vary_are_refused() -> None:
         Horizontal()(graph)
 
 
+@pytest.mark.slow
 def test_one_component_may_be_merged_alone() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -155,6 +158,7 @@ def test_one_component_may_be_merged_alone() -> None:
     assert sorted(linears) == [4, 11]
 
 
+@pytest.mark.slow
 def test_trials_time_what_they_touch() -> None:
     module, x, graph, _ = _case("towers of their own inputs")
     (trial,) = MeasuredHorizontal(rounds=3).trials(graph)

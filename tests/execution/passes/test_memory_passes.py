@@ -12,6 +12,7 @@ from execution.passes.memory_order import MemoryOrder
 from execution.passes.memory_reuse import Reuse, staged
 from execution.passes.pipeline import Pipeline
 from execution.regimes.memory import MeasuredPeak, allocator_peak_bytes, measured_peak
+from tests.examples import some_slow
 
 
 class Towers(nn.Module):
@@ -64,7 +65,9 @@ def _same(one: object, other: object) -> bool:
 
 
 @pytest.mark.parametrize("module", [Towers(), WritesInPlace(), Shared()], ids=lambda m: type(m).__name__)
-@pytest.mark.parametrize("pipeline", ["memory_order", "memory_reuse", "memory_reuse(staging=False)"])
+@pytest.mark.parametrize(
+    "pipeline", some_slow(["memory_order", "memory_reuse", "memory_reuse(staging=False)"], "memory_reuse")
+)
 def test_bits_stay_the_same(module: nn.Module, pipeline: str) -> None:
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
     graph = _graph(module, x)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from execution.passes.order_exact import SearchBudget, cut_points, minimal_order
 from execution.passes.order_problem import Operation, OrderProblem, least_peak_bytes, live_bytes, peak_bytes
 from execution.passes.order_search import quick_orders
+from tests.examples import up_to
 
 
 def random_problem(seed: int, most: int = 8) -> OrderProblem:
@@ -43,7 +44,7 @@ def least_by_exhaustion(problem: OrderProblem) -> int:
     return best
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=up_to(80), deadline=None)
 @given(st.integers(0, 10**6))
 def test_the_exact_order_is_minimal(seed: int) -> None:
     problem = random_problem(seed)
@@ -54,7 +55,7 @@ def test_the_exact_order_is_minimal(seed: int) -> None:
     assert peak_bytes(problem, found.order) == found.peak_bytes == least_by_exhaustion(problem)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=up_to(40), deadline=None)
 @given(st.integers(0, 10**6))
 def test_every_order_is_valid_and_none_beats_the_bound(seed: int) -> None:
     problem = random_problem(seed, most=30)

@@ -18,13 +18,15 @@ from execution.passes.pipeline import Pipeline
 from execution.passes.prepack import Prepack
 from execution.passes.simplify import Simplify
 from execution.passes.specialise import Specialise
+from tests.examples import up_to
 from tests.execution.graph.builders import random_graph_module
 from tests.execution.passes import cases
 
 STEPS = ("functionalise", "simplify", "cse", "dce", "fold_constants", "fuse_patterns", "fuse_elementwise")
 
 
-@settings(max_examples=30)
+@pytest.mark.slow
+@settings(max_examples=up_to(30))
 @given(
     seed=st.integers(0, 10**6),
     size=st.integers(2, 24),

@@ -16,6 +16,7 @@ from execution.passes.slice_makers import ByteMaker, TensorMaker
 from execution.passes.slice_region import Region
 from execution.passes.slice_rules import Reach, tracked
 from execution.regimes.memory import measured_peak
+from tests.examples import some_slow
 
 
 class Wide(nn.Module):
@@ -78,6 +79,7 @@ def _leaves(answer: object) -> tuple[Tensor, ...]:
 CASES = {"rows": (Wide(), (64, 16)), "images": (Images(), (1, 3, 32, 16))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_slices_need_less_and_give_the_same_bits(name: str) -> None:
     graph, x = _case(*CASES[name])
@@ -95,7 +97,7 @@ def test_slices_need_less_and_give_the_same_bits(name: str) -> None:
     assert rebuild(made)(x)[0].shape == rebuild(graph)(x)[0].shape
 
 
-@pytest.mark.parametrize("slices", [2, 3, 5])
+@pytest.mark.parametrize("slices", some_slow([2, 3, 5], 3))
 def test_each_slice_is_the_whole_s_rows_at_any_count(slices: int) -> None:
     """Whatever the cut, up to rounding: small ones may get another kernel."""
     graph, _ = _case(*CASES["images"])
@@ -151,6 +153,7 @@ def test_halos() -> None:
     assert strided.gives((3, 8), 16) == ((2, 4), True)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_a_region_is_not_below_what_it_needs() -> None:
     graph, x = _case(*CASES["rows"])
     track = tracked(graph, 0)
@@ -182,6 +185,7 @@ def test_batch_norm_over_its_input_has_the_same_bits() -> None:
         batch_norm_(x, None, None, None, None, True, 0.1, 1e-5, True)
 
 
+@pytest.mark.slow
 def test_in_pipelines() -> None:
     graph, x = _case(*CASES["rows"])
     made = Pipeline.parse("cse,memory_slices(beam=4, states=100, slices=4),dce")(graph)

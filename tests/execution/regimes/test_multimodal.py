@@ -73,6 +73,7 @@ def test_the_branching_peer_answers_alike(model: MultiModalAnalysis) -> None:
         assert Tolerance().worst(Branching(model)(*batch), model(*batch)) <= 1
 
 
+@pytest.mark.slow
 def test_the_cost_model_ranks_pruned_before_whole(graph: Graph) -> None:
     recipe = Recipe("r")
     pruned = Pipeline.parse("known_columns(columns='00100')")(graph)

@@ -100,7 +100,7 @@ class Scene:
         return asyncio.create_task(self.answer(self.request(name, tokens, **more)))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(60.0):
             while not condition():
                 await asyncio.sleep(0)
 
@@ -141,7 +141,7 @@ def play(
         try:
             await manager.apply(plan(*on))
             await manager.settled()
-            async with asyncio.timeout(10.0):
+            async with asyncio.timeout(120.0):
                 await act(scene)
                 await scene.dispatcher.idle()
             for replica in manager.present():

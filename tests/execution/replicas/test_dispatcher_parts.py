@@ -19,10 +19,11 @@ from execution.replicas.dispatcher import Dispatcher, ServedModel
 from execution.replicas.load import Flight, Load
 from execution.replicas.manager import ManagerOptions, ReplicaManager
 from execution.replicas.prefixes import BLOCK_TOKENS, PrefixRecord, block_hashes
-from execution.replicas.rates import LinearCosts, Rates
+from execution.replicas.rates import Kin, LinearCosts, Rates
 from execution.replicas.replica import Replica
 from loop.contracts import EngineFinish, EngineOutput, EngineStats, SamplingParams, ServeRequest
 from strategy.baselines import load_baseline
+from tests.examples import up_to
 from tests.execution.replicas.scripted import CONTEXT_TOKENS, MODEL, World, device, devices, plan, spec
 
 TOKENIZER = ByteTokenizer()
@@ -62,7 +63,7 @@ async def _answers(
     return results[0], results[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=up_to(40), deadline=None)
 @given(
     WORDS,
     st.lists(st.text(alphabet="abé🙂 ", min_size=1, max_size=4), max_size=2),
@@ -247,6 +248,44 @@ class TestRates:
         assert rates.speed == pytest.approx(0.5, rel=0.05)
         assert rates.decode_step_s(16, 0) == pytest.approx(2 * nominal.iteration_s(16, 0), rel=0.05)
         assert rates.prefill_tokens_per_s == pytest.approx(nominal.prefill_tokens_per_s / 2, rel=0.05)
+
+    def test_one_that_looked_slow_and_rests_is_taken_for_what_its_like_are(self) -> None:
+        usual, slow = LinearCosts(0.004, 2e-5, 1e-4), LinearCosts(0.04, 2e-4, 1e-3)
+        kin = Kin()
+        one, other = Rates(kin=kin), Rates(kin=kin)
+        disturbed = self.readings(slow, 8, 3)
+        for stats in disturbed:
+            one.learn(stats)
+        for stats in self.readings(usual, 60, 4):
+            other.learn(stats)
+        assert one.decode_step_s(8, 0) > 4 * other.decode_step_s(8, 0)
+        resting = replace(disturbed[-1], running=0)
+        assert [one.learn(resting) for _ in range(90)] == [True] * 90
+        assert one.decode_step_s(8, 0) == pytest.approx(other.decode_step_s(8, 0), rel=0.2)
+
+    def test_one_that_is_really_slow_is_known_to_be_while_it_works(self) -> None:
+        usual, slow = LinearCosts(0.004, 2e-5, 1e-4), LinearCosts(0.04, 2e-4, 1e-3)
+        kin = Kin()
+        one, other = Rates(kin=kin), Rates(kin=kin)
+        pairs = zip(self.readings(slow, 60, 3), self.readings(usual, 60, 4), strict=True)
+        for mine, theirs in pairs:
+            one.learn(mine)
+            other.learn(theirs)
+        assert one.decode_step_s(8, 0) == pytest.approx(slow.iteration_s(8, 0), rel=0.15)
+        assert other.decode_step_s(8, 0) == pytest.approx(usual.iteration_s(8, 0), rel=0.15)
+
+    def test_one_that_is_in_the_midst_of_a_step_does_not_rest(self) -> None:
+        rates, found = Rates(), self.readings(LinearCosts(0.004, 2e-5, 1e-4), 20, 5)
+        for stats in found:
+            rates.learn(stats)
+        assert not rates.learn(found[-1])  # 16 are running
+
+    def test_a_new_one_begins_with_what_its_like_have_measured(self) -> None:
+        usual, kin = LinearCosts(0.004, 2e-5, 1e-4), Kin()
+        other = Rates(kin=kin)
+        for stats in self.readings(usual, 60, 6):
+            other.learn(stats)
+        assert Rates(kin=kin).decode_step_s(8, 0) == pytest.approx(usual.iteration_s(8, 0), rel=0.1)
 
     def test_without_readings_nothing_changes(self) -> None:
         rates = Rates()

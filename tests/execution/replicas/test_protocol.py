@@ -44,6 +44,7 @@ from loop.contracts.engine import (
     SamplingParams,
     TokenLogprob,
 )
+from tests.examples import up_to
 
 CHUNK = Chunk(
     7, (1, 2), "é", EngineFinish.STOP, (TokenLogprob(1, -0.5, ((1, -0.5), (2, -1.5))),) * 2, "END", 16, 1.25
@@ -78,7 +79,7 @@ def frame(message: Any) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
-@settings(max_examples=40)
+@settings(max_examples=up_to(40))
 @given(st.lists(st.integers(1, 400), max_size=12))
 def test_messages_come_whole_however_they_are_cut(cuts: list[int]) -> None:
     messages = [Start(SPEC), Submit.of(1, REQUEST), Cancel(1), Ask(2, "stats"), Submit.of(3, REQUEST)]

@@ -114,6 +114,7 @@ def test_a_start_that_is_cancelled_leaves_nothing() -> None:
     asyncio.run(check())
 
 
+@pytest.mark.slow
 def test_one_process_through_its_life() -> None:
     """What needs no process of its own, in one."""
 
@@ -204,7 +205,7 @@ def test_killed_while_its_own_child_holds_the_socket() -> None:
         with pytest.raises(EngineCrashedError, match="SIGKILL"):
             await again_and_again(lambda: anext(stream))
         await engine.stop()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(300):
             while _state(grandchild) not in {"", "Z"}:
                 await asyncio.sleep(0.005)
 
@@ -260,7 +261,7 @@ def test_a_worker_dies_with_its_parent() -> None:
         assert alive(pid)
         parent.kill()
         await parent.wait()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(300):
             while _state(pid) not in {"", "Z"}:
                 await asyncio.sleep(0.005)
 

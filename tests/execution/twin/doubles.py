@@ -77,6 +77,7 @@ class LinearCosts:
     first_token_s: float = 0.0
     prefill_tokens_per_s: float = 1.0 / PER_PROMPT_TOKEN_S
     scale: float = 1.0
+    padded: bool = False
 
     def decode_s(self, n: int, kv: int) -> float:
         if not n:

@@ -43,6 +43,7 @@ class Scenario:
     kv_capacity_tokens: int
     jitter: float
     scan: bool
+    padded: bool
 
     def run(self, *, leap: bool) -> Bench:
         """Play it to its end, then close it."""
@@ -53,6 +54,7 @@ class Scenario:
             world=WorldParameters(jitter=self.jitter, start_scale=1.1),
             kv_capacity_tokens=self.kv_capacity_tokens,
             start_s=0.7,
+            padded=self.padded,
         )
         twin = bench.twin
         twin.submit(self.requests)
@@ -107,6 +109,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         kv_capacity_tokens=draw(st.sampled_from([640, 1600, 100_000])),
         jitter=draw(st.sampled_from([0.0, 0.0, 0.2])),
         scan=draw(st.booleans()),
+        padded=draw(st.booleans()),
     )
 
 

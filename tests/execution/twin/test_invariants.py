@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from execution.twin import WorldParameters
 from loop.contracts import Finish, Plan, RequestRecord
+from tests.examples import up_to
 from tests.execution.twin.audit import audit
 from tests.execution.twin.doubles import Bench, LeastLoaded, RoundRobin
 from tests.execution.twin.scenarios import PLANS, Scenario, scenarios
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
+@settings(max_examples=up_to(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_sums_are_what_their_parts_say_and_memory_is_never_overcommitted(scenario: Scenario) -> None:
     bench = Bench(
@@ -33,7 +36,7 @@ def test_sums_are_what_their_parts_say_and_memory_is_never_overcommitted(scenari
         audit(twin)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=up_to(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_every_request_ends_in_exactly_one_record_with_times_in_order(scenario: Scenario) -> None:
     bench = scenario.run(leap=True)
@@ -48,6 +51,7 @@ def test_every_request_ends_in_exactly_one_record_with_times_in_order(scenario: 
     assert all(backlog.waiting == backlog.running == 0 for backlog in snapshot.backlog)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_runs_are_deterministic(scenario: Scenario) -> None:

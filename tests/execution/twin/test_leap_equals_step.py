@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from loop.contracts import RequestRecord
+from tests.examples import up_to
 from tests.execution.twin.scenarios import Scenario, scenarios
 
 TIMES = ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "last_token_s")
@@ -20,7 +21,7 @@ def _same(a: RequestRecord, b: RequestRecord) -> bool:
     )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=up_to(50), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios())
 def test_every_record_is_the_same(scenario: Scenario) -> None:
     _compare(scenario)

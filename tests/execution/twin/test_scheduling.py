@@ -48,6 +48,17 @@ def test_a_single_output_token_needs_no_decode_step() -> None:
     assert bench.record(0).first_token_s == bench.record(0).last_token_s
 
 
+def test_padded_attention_pays_for_the_longest(leap: bool) -> None:
+    bench = Bench(leap=leap, padded=True).serving(spec("d0"))
+    start_s = bench.twin.now_s
+    bench.twin.submit([request(0, start_s, 300, 4), request(1, start_s, 20, 7)])
+    assert bench.twin.run_until_idle(1e9)
+    both_s = sum(decode_s(2, 2 * context) for context in (300, 301, 302))
+    alone_s = sum(decode_s(1, context) for context in (23, 24, 25))
+    assert bench.record(0).last_token_s - bench.record(0).first_token_s == pytest.approx(both_s)
+    assert bench.record(1).last_token_s - bench.record(1).first_token_s == pytest.approx(both_s + alone_s)
+
+
 def test_prompts_are_chunked_to_the_token_budget(leap: bool) -> None:
     bench = Bench(leap=leap).serving(spec("d0", budget=100))
     start_s = bench.twin.now_s

@@ -28,6 +28,7 @@ from execution.workload import (
 )
 from execution.workload.statistics import prefix_sharing
 from loop.contracts import Request, Workload
+from tests.examples import up_to
 from tests.execution.workload.strategies import well_formed, workloads
 
 OTHER = Workload("other", tuple(Request(i, 3.0 * i, "z", 77, 7, (1,)) for i in range(5)), "other-file")
@@ -65,7 +66,7 @@ def test_every_combinator_keeps_workloads_well_formed(name: str, workload: Workl
     assert list(result.notes)[-1].startswith(f"{len(workload.notes) + 1:02d}.")
 
 
-@settings(max_examples=50)
+@settings(max_examples=up_to(50))
 @given(
     workload=workloads(), first=st.sampled_from(list(COMBINATORS)), second=st.sampled_from(list(COMBINATORS))
 )
@@ -75,7 +76,7 @@ def test_combinators_compose(workload: Workload, first: str, second: str) -> Non
     assert len(result.notes) == len(workload.notes) + 2
 
 
-@settings(max_examples=40)
+@settings(max_examples=up_to(40))
 @given(workloads(), st.integers(1, 4), st.floats(0, 500), st.floats(1, 500))
 def test_a_burst_multiplies_inside_and_nothing_outside(
     workload: Workload, factor: int, start_s: float, length_s: float
@@ -96,7 +97,7 @@ def test_a_burst_multiplies_inside_and_nothing_outside(
     assert made == Counter({key: factor * count for key, count in lengths.items()})
 
 
-@settings(max_examples=40)
+@settings(max_examples=up_to(40))
 @given(workloads(), st.floats(0.1, 10))
 def test_time_compression_keeps_everything_but_the_clock(workload: Workload, factor: float) -> None:
     result = scale(workload, factor, method="time")
@@ -106,7 +107,7 @@ def test_time_compression_keeps_everything_but_the_clock(workload: Workload, fac
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=up_to(40))
 @given(workloads(), workloads(), st.booleans())
 def test_merging_conserves_requests(first: Workload, second: Workload, share: bool) -> None:
     result = merge(first, second, share_prefixes=share)
@@ -117,7 +118,7 @@ def test_merging_conserves_requests(first: Workload, second: Workload, share: bo
         assert {b for r in result.requests for b in r.block_hashes} == blocks
 
 
-@settings(max_examples=40)
+@settings(max_examples=up_to(40))
 @given(workloads(min_size=1), st.floats(0, 1000), st.floats(1, 1000))
 def test_cutting_in_two_loses_nothing(workload: Workload, at_s: float, more_s: float) -> None:
     parts = [cut(workload, 0.0, at_s)] if at_s > 0 else []
@@ -143,6 +144,7 @@ def test_copies_come_near_their_originals_with_prefixes_of_their_own(steady: Wor
     assert max(blocks.values()) == 1  # the second block of each request is shared with none
 
 
+@pytest.mark.slow
 def test_a_flash_crowd_rises_and_decays(steady: Workload) -> None:
     result = flash_crowd(scale(steady, 10.0, seed=1), 6.0, 300.0, 50.0, rise_s=5.0, seed=2)
     counts, _ = np.histogram([r.arrival_s for r in result.requests], bins=[0, 290, 305, 325, 400, 700, 1000])

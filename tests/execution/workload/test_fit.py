@@ -10,6 +10,7 @@ from execution.workload.generators import from_fitted
 from loop.contracts import Request
 
 
+@pytest.mark.slow
 def test_fitting_what_a_generator_made_finds_its_parameters() -> None:
     made = generate("mooncake-conversation", model="m", duration_s=3000.0, seed=2)
     again = fitting.fit_trace("again", made, bin_s=300.0, provenance={"source": "test"})
@@ -62,6 +63,7 @@ def test_a_trace_where_nothing_continues_has_no_sessions() -> None:
         sessions.fit(requests, sessions.turns(requests, 0), 0, 512)
 
 
+@pytest.mark.slow
 def test_packaged_parameters_are_those_of_the_data(data_dir: Path) -> None:
     """The committed files are what `fit` writes today."""
     for fitted in fitting._mooncake(data_dir / "mooncake" / "conversation_trace.jsonl"):

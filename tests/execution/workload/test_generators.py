@@ -17,6 +17,7 @@ from execution.workload import (
 )
 from execution.workload import generators as module
 from execution.workload.fit import statistics
+from tests.examples import some_slow
 from tests.execution.workload.strategies import well_formed
 
 FITTED = profiles.names()
@@ -39,7 +40,10 @@ def test_all_generators_are_packaged_with_provenance() -> None:
         assert fitted.provenance["files"]
 
 
-@pytest.mark.parametrize("name", [*EXPECTED, "poisson", "gamma"])
+@pytest.mark.parametrize(
+    "name",
+    some_slow([*EXPECTED, "poisson", "gamma"], *(n for n in EXPECTED if n != "servegen-m-small"), "gamma"),
+)
 def test_generated_workloads_are_well_formed_named_and_repeatable(name: str) -> None:
     made = [open_workload(n, model="m", duration_s=30.0, seed=4) for n in (name, f"generated:{name}")]
     well_formed(made[0])
@@ -78,6 +82,7 @@ def test_generated_requests_have_the_statistics_of_the_data(name: str, rate_scal
     assert mean["rank_correlation"] == pytest.approx(data["rank_correlation"], abs=0.12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["azure-code", "azure-conv"])
 def test_generated_arrivals_are_as_bursty_as_the_data(name: str) -> None:
     numbers = describe(generate(name, model="m"))
@@ -118,6 +123,7 @@ def test_a_prompt_without_a_block_of_its_own_is_not_continued() -> None:
         assert (len(made) > 20) is continued
 
 
+@pytest.mark.slow
 def test_poisson_and_gamma_do_what_their_names_say() -> None:
     short = LognormalLengths(50, 200)
     calm = describe(poisson(20.0, 500.0, model="m", input_tokens=short))

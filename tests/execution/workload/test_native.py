@@ -8,10 +8,13 @@ from hypothesis import HealthCheck, given, settings
 
 from execution.workload import WorkloadError, open_workload, scenario, write
 from loop.contracts import Workload
+from tests.examples import up_to
 from tests.execution.workload.strategies import workloads
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=up_to(50), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(workloads(min_size=1))
 def test_what_is_written_reads_back_equal(tmp_path: Path, workload: Workload) -> None:
     path = tmp_path / "w.jsonl"

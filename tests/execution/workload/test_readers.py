@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from execution.workload import WorkloadError, open_workload
 from execution.workload.opening import sniff
 from execution.workload.readers import azure, mooncake, vidur, vllm_log
+from tests.examples import up_to
 from tests.execution.workload.conftest import (
     AZURE_CSV,
     MOONCAKE_JSONL,
@@ -166,7 +167,9 @@ def test_a_cut_rebases_and_a_rate_scales(azure_csv: Path) -> None:
 SEEDS = [AZURE_CSV, MOONCAKE_JSONL, VIDUR_CSV, VLLM_LOG, VLLM_STREAM]
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=up_to(100), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     base=st.sampled_from(SEEDS),
     edits=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4), st.integers(0, 6)), max_size=4),
@@ -183,7 +186,9 @@ def test_mutated_files_give_a_workload_or_a_workload_error(
         assert str(error)  # noqa: PT017
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=up_to(100), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     head=st.sampled_from([HEAD, VIDUR_CSV.split("\n")[0] + "\n", MOONCAKE_JSONL.split("\n")[0] + "\n"]),
     rest=st.text(alphabet=st.sampled_from('0123456789,.-:{}[]"e n\nTtimestamp'), max_size=80),
@@ -195,6 +200,7 @@ def test_any_text_gives_a_workload_or_a_workload_error(head: str, rest: str, wri
         assert str(error)  # noqa: PT017
 
 
+@pytest.mark.slow
 def test_the_real_azure_trace(data_dir: Path) -> None:
     workload = open_workload(data_dir / "azure" / "AzureLLMInferenceTrace_conv_2023.csv", model="m")
     well_formed(workload)
@@ -202,6 +208,7 @@ def test_the_real_azure_trace(data_dir: Path) -> None:
     assert workload.requests[-1].arrival_s == pytest.approx(3501.7219, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_real_mooncake_trace(data_dir: Path) -> None:
     workload = open_workload(data_dir / "mooncake" / "conversation_trace.jsonl", model="m")
     well_formed(workload)

@@ -35,7 +35,9 @@ def made(name: str, data_dir: Path | None = None, seed: int = 1) -> tuple[Worklo
     )
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n.startswith("diurnal") else []) for n in SCENARIOS]
+)
 def test_scenarios_are_well_formed_repeatable_and_last_as_long_as_asked(name: str) -> None:
     workload, events = made(name)
     well_formed(workload)
@@ -47,6 +49,7 @@ def test_scenarios_are_well_formed_repeatable_and_last_as_long_as_asked(name: st
     assert list(events) == sorted(events, key=lambda e: e.at_s)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_azure_volatile_shifts_bursts_and_loses_a_node() -> None:
     workload, events = scenario("azure-volatile", model="m", nodes=("n7",), duration_s=3500.0)
     times = np.array([r.arrival_s for r in workload.requests])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from execution.workload import WorkloadError, open_workload
 from execution.workload.readers import servegen
 from execution.workload.statistics import gap_cv
+from tests.examples import up_to
 from tests.execution.workload.strategies import well_formed
 
 
@@ -98,7 +99,7 @@ def test_a_client_without_lengths_is_named(servegen_dir: Path) -> None:
         open_workload(servegen_dir)
 
 
-@settings(max_examples=40)
+@settings(max_examples=up_to(40))
 @given(st.text(alphabet="{}0123456789:., eE+-[]()_x'\"*", max_size=60))
 def test_any_literal_gives_a_distribution_or_an_error(text: str) -> None:
     try:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from execution.workload import WorkloadError, windows
 from loop.contracts import ClusterEvent, EventKind, Request, Workload
+from tests.examples import up_to
 from tests.execution.workload.strategies import workloads
 
 EVENTS = st.lists(
@@ -18,7 +19,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=up_to(40))
 @given(workloads(), st.floats(0.5, 500), EVENTS)
 def test_every_request_and_event_is_in_exactly_one_window(
     workload: Workload, window_s: float, events: list[ClusterEvent]

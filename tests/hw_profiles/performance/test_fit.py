@@ -99,6 +99,7 @@ def test_spread_out_keeps_the_extremes() -> None:
     assert len(chosen) == 3
 
 
+@pytest.mark.slow
 def test_an_engine_is_found_again_from_iterations() -> None:
     random = Random(2)
     samples = []
@@ -161,6 +162,8 @@ def test_overheads_are_found_again_from_a_serving_log(performance: PerformanceMo
 
 class OneSecond:
     """Every iteration takes a second."""
+
+    padded = False
 
     def iteration_s(self, n: int, kv: int, chunks: object) -> float:
         return 1.0

@@ -13,6 +13,7 @@ from hw_profiles.performance import InfeasibleError, PerformanceModel, Perturbat
 from hw_profiles.performance.calibrate.node import node_of
 from hw_profiles.performance.coefficients import EngineFit
 from hw_profiles.topology import Device, Topology
+from tests.examples import up_to
 
 EAGER = EngineFit(base_s=2e-3, per_sequence_s=1e-5, floor_s=0.02, kernel_scale=1.1)
 
@@ -58,7 +59,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=up_to(40), deadline=None)
 @given(n=st.integers(1, 300), context=st.integers(1, 20_000), share=st.floats(0, 1))
 def test_a_segment_is_the_iteration_time_all_along_it(
     variants: dict[str, ReplicaPerformance], name: str, n: int, context: int, share: float

@@ -138,7 +138,7 @@ class TinyBackend:
 
     async def wait_open(self, count: int) -> None:
         """Until exactly so many requests are being served."""
-        async with asyncio.timeout(20), self.changed:
+        async with asyncio.timeout(120), self.changed:
             await self.changed.wait_for(lambda: len(self.open) == count)
 
 

@@ -36,7 +36,7 @@ class Raw:
 
     async def head(self) -> tuple[int, dict[str, str]]:
         """Status and headers of the next answer."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
         return int(lines[0].split()[1]), headers
@@ -44,19 +44,19 @@ class Raw:
     async def answer(self) -> tuple[int, dict[str, str], Any]:
         """Status, headers and JSON of the next answer."""
         status, headers = await self.head()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             body = await self.reader.readexactly(int(headers["content-length"]))
         return status, headers, json.loads(body)
 
     async def chunk(self) -> bytes:
         """The next chunk of a chunked answer."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             size = int(await self.reader.readline(), 16)
             return (await self.reader.readexactly(size + 2))[:-2]
 
     async def rest(self) -> bytes:
         """All that comes until the server closes."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             return await self.reader.read()
 
     def abort(self) -> None:
@@ -89,7 +89,7 @@ class Served:
 
 
 def served(
-    backend: Callable[[], TinyBackend] = TinyBackend, within_s: float = 30.0, **config: Any
+    backend: Callable[[], TinyBackend] = TinyBackend, within_s: float = 240.0, **config: Any
 ) -> Callable[[Callable[[Served], Awaitable[None]]], Callable[[], None]]:
     """Make a test of an async function that is given a running gateway."""
 
@@ -109,7 +109,7 @@ async def _with_gateway(
 ) -> None:
     tiny = backend()
     async with Gateway(tiny, config) as gateway:
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=20, verify=False, trust_env=False) as http:  # noqa: S501  # plain HTTP; loading certificates is slow
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=99, verify=False, trust_env=False) as http:  # noqa: S501  # plain HTTP; loading certificates is slow
             world = Served(tiny, gateway, http, [])
             await test(world)
             for raw in world.raws:
@@ -125,14 +125,14 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def run(coroutine: Any, within_s: float = 30.0) -> None:
+def run(coroutine: Any, within_s: float = 240.0) -> None:
     """Run to the end, and see that no task is left."""
 
     async def whole() -> None:
         before = asyncio.all_tasks()
         async with asyncio.timeout(within_s):
             await coroutine
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while left := asyncio.all_tasks() - before:
                 await asyncio.wait(left)
 

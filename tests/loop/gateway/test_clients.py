@@ -118,6 +118,7 @@ async def test_openai_client_that_closes_a_stream(s: Served) -> None:
         await s.backend.wait_open(0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @served(tokens=AccessTokens({TOKEN: 0}))
 async def test_curl(s: Served) -> None:
@@ -138,6 +139,7 @@ async def test_curl(s: Served) -> None:
     assert streamed.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.slow
 @served(lambda: TinyBackend(token_s=0.002))
 async def test_a_burst_of_streams(s: Served) -> None:
     answers = await asyncio.gather(

@@ -87,6 +87,7 @@ LONG = 4_000
 """Tokens of an answer far larger than all buffers on its way."""
 
 
+@pytest.mark.slow
 @served(lambda: TinyBackend(max_model_len=100_000), write_buffer_bytes=4096)
 async def test_slow_reader_holds_up_nobody_and_fills_no_memory(s: Served) -> None:
     slow = await _slow_reader(s, {**GOOD, "stream": True, "max_tokens": LONG, "n": 4})
@@ -113,6 +114,7 @@ async def test_reader_that_reads_nothing_is_cut(s: Served) -> None:
     assert s.gateway.connections.stalled == 1
 
 
+@pytest.mark.slow
 @served(
     lambda: TinyBackend(max_model_len=100_000), write_buffer_bytes=4096, write_stall_s=0.3, deadline_s=0.5
 )
@@ -160,7 +162,7 @@ async def test_connections_that_are_served_are_not_dropped(s: Served) -> None:
 
 
 @pytest.mark.slow
-@served(within_s=150.0, header_timeout_s=5.0)
+@served(within_s=600.0, header_timeout_s=5.0)
 async def test_thousands_of_half_open_connections(s: Served) -> None:
     """As many as the limit of open files lets one process have at both ends; the server serves on, then drops them."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -181,7 +183,7 @@ async def test_thousands_of_half_open_connections(s: Served) -> None:
 
 
 @pytest.mark.slow
-@served(lambda: TinyBackend(token_s=0.001), within_s=150.0)
+@served(lambda: TinyBackend(token_s=0.001), within_s=600.0)
 async def test_memory_does_not_grow_with_clients_that_leave(s: Served) -> None:
     """Objects after two equal storms of clients that go away, ask wrongly, or are served."""
 
@@ -197,6 +199,8 @@ async def test_memory_does_not_grow_with_clients_that_leave(s: Served) -> None:
             assert (await s.complete(max_tokens=0)).status_code == 400
             assert (await s.complete(max_tokens=2, stream=True)).status_code == 200
         await s.backend.wait_open(0)
+        while s.gateway.connections.open > 1:  # the client's own stays; those that were left are noticed soon
+            await asyncio.sleep(0.01)
         s.raws.clear()
         s.backend.seen.clear()
         s.backend.closed.clear()

@@ -21,6 +21,7 @@ from loop.gateway.errors import ApiError, from_validation
 from loop.gateway.openapi import document
 from loop.gateway.schema import ChatRequest, CompletionRequest
 from loop.gateway.translate import Terms, job_of
+from tests.examples import up_to
 from tests.loop.gateway.backend import TinyBackend, expected
 from tests.loop.gateway.harness import Served, served
 
@@ -86,7 +87,7 @@ def _served_or_refused(model: type[CompletionRequest | ChatRequest], body: dict[
         assert all(sampling.stop)
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=up_to(80), suppress_health_check=[HealthCheck.too_slow])
 @given(BODIES)
 def test_completion_bodies(body: dict[str, Any]) -> None:
     body = {
@@ -97,7 +98,7 @@ def test_completion_bodies(body: dict[str, Any]) -> None:
     _served_or_refused(CompletionRequest, body)
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=up_to(80), suppress_health_check=[HealthCheck.too_slow])
 @given(BODIES)
 def test_chat_bodies(body: dict[str, Any]) -> None:
     body = {
@@ -119,13 +120,14 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/j
 WHOLE = HEAD + b'{"model": "tiny", "prompt": "hi", "stream": 1}'
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(
     st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=4),
     st.randoms(),
 )
 def test_spoilt_bytes_on_a_socket(changes: list[tuple[int, int]], rng: Any) -> None:
-    @served(header_timeout_s=0.2, body_timeout_s=0.2, keep_alive_s=1.0)
+    @served(header_timeout_s=1.0, body_timeout_s=1.0, keep_alive_s=1.0)
     async def check(s: Served) -> None:
         async def one() -> None:
             spoilt = bytearray(WHOLE)
@@ -173,11 +175,11 @@ def _in_a_thread(backend: TinyBackend, config: GatewayConfig) -> Iterator[str]:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(120)
         yield found["gateway"].url
     finally:
         found["loop"].call_soon_threadsafe(found["gateway"].request_stop)
-        thread.join(20)
+        thread.join(120)
         assert not thread.is_alive()
 
 
@@ -212,7 +214,7 @@ def test_published_openapi(method_and_path: str) -> None:
         for found in chosen.get_all_operations():
             operation = found.ok()
 
-            @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+            @settings(max_examples=up_to(60), deadline=None, suppress_health_check=list(HealthCheck))
             @given(
                 case=st.one_of(
                     operation.as_strategy(),

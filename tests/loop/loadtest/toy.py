@@ -29,6 +29,8 @@ class Toy:
     asked: list[tuple[str, Body]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     connections: int = 0
+    answered: int = 0
+    """Answers that were written to the end."""
     lost: int = 0
     """Clients that went away before their answer was complete."""
 
@@ -114,6 +116,7 @@ def serving(
                 except ConnectionError:
                     toy.lost += 1
                     raise
+                toy.answered += 1
                 if writer.is_closing():
                     return
         writer.close()
@@ -137,12 +140,12 @@ def serving(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    ready.wait(10.0)
+    ready.wait(120.0)
     try:
         yield toy
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10.0)
+        thread.join(60.0)
 
 
 async def _requests(reader: asyncio.StreamReader) -> AsyncIterator[tuple[str, Body, dict[str, str]]]:

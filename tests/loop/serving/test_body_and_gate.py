@@ -34,10 +34,14 @@ def plan_file(folder: Path, *devices: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_devices_are_in_the_metrics_the_journal_and_the_explanation(tmp_path: Path):
     async def act(made: ServingSession, client: httpx.AsyncClient) -> None:
         assert (await ask(client)).status_code == 200
         await until(lambda: made.status.tick >= 2 and bool(made.status.machine))
+        await until(lambda: made._body is not None and made._body.outlook is not None)
+        at = made.status.tick
+        await until(lambda: made.status.tick >= at + 2)  # and felt
         page = (await client.get("/metrics")).text
         assert 'autopoiesis_device_memory_total_bytes{device="local-0/cpu0"}' in page
         assert f'autopoiesis_device_available{{device="{LEFT}"}} 1' in page
@@ -58,6 +62,7 @@ def test_devices_are_in_the_metrics_the_journal_and_the_explanation(tmp_path: Pa
     assert any(line.startswith("seen: local-0/cpu0: ") and " GB" in line for line in said.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_without_telemetry_nothing_is_watched(tmp_path: Path):
     async def act(made: ServingSession, client: httpx.AsyncClient) -> None:
         await until(lambda: made.status.tick >= 1)
@@ -139,6 +144,7 @@ def test_a_plan_that_cannot_be_read_is_a_plain_error(tmp_path: Path, text: str |
         session(tmp_path / "out", plan=str(path))
 
 
+@pytest.mark.slow
 def test_waiting_work_is_forecast_and_felt(tmp_path: Path):
     config = load_serving_config(None, {"engine": "simulated", "slots": 2})
     world = build_serving_world(config, tmp_path)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from execution.engines.registry import build_engine
+from loop.compose import serving_policies
 from loop.compose.experiment import baseline_source
 from loop.compose.serving import ServingReport, ServingSession
 from loop.compose.serving_config import load_serving_config
@@ -21,11 +22,18 @@ from loop.contracts import CommandKind, CommandStatus, Engine, EngineError, Engi
 from loop.journal_serving import ServingJournal
 from loop.runner.evolution import EvolutionStep, PastWindow
 from loop.runner.serving_status import ServingStatus
+from strategy.evolve.sandbox import SandboxLimits
 from strategy.live import FILE_NAME, LiveStore
 from tests.loop.live_world import edited
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 Act = Callable[[ServingSession, httpx.AsyncClient], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy elsewhere for a moment does not look like a policy that hangs."""
+    monkeypatch.setattr(serving_policies, "LIMITS", SandboxLimits(route_s=30.0, max_kills=10))
 
 
 def in_process(spec: EngineSpec, _model: ServedModel) -> Engine:
@@ -102,15 +110,8 @@ def test_requests_are_served_journaled_and_seen_at_monitoring_points(tmp_path: P
         ticks = list(journal.decisions())
         assert len(ticks) == report.windows
         assert sum(t.result.stats.finished for t in ticks if t.result is not None) == 6
-        assert (
-            sum(
-                d.arrived
-                for t in ticks[-1:]
-                for row in (*t.observation.history, t.observation.demand)
-                for d in row
-            )
-            == 6
-        )
+        # not of the last one alone: its history is eight windows long, and a slow machine takes longer
+        assert sum(d.arrived for t in ticks for d in t.observation.demand) == 6
         assert [r.ended for r in journal.served_replicas()] == ["stopped", "stopped"]
         config = journal.config()
         assert config["window_s"] == 0.3
@@ -174,6 +175,7 @@ def test_a_run_goes_on_with_the_champion_of_the_one_before(tmp_path: Path):
         assert [s.policy for s in journal.served()] == [policy.digest]
 
 
+@pytest.mark.slow
 def test_what_is_in_flight_finishes_when_it_stops_and_nothing_new_is_let_in(tmp_path: Path):
     answers: list[httpx.Response] = []
 
@@ -202,6 +204,7 @@ def test_a_model_that_does_not_come_up_ends_the_run_with_the_reason(tmp_path: Pa
     assert made.status.phase == "stopped"
 
 
+@pytest.mark.slow
 def test_serving_goes_on_when_the_loop_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object) -> None:
         raise ValueError("out of figures")
@@ -256,7 +259,7 @@ def test_a_proven_policy_is_tried_in_shadow_and_canary_on_live_traffic_and_judge
         "canary_min_windows": 1,
         "canary_max_windows": 3,
     }
-    report = run(session(tmp_path, evolution=careful), act)
+    report = run(session(tmp_path, evolution=careful, window_s=1.0), act)  # each window has its requests
     assert report.failed == 0
     assert proven[0] > 0
     with ServingJournal(tmp_path / "journal.sqlite") as journal:

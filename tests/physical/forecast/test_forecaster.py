@@ -23,6 +23,7 @@ def _crosses() -> float:
     return 300 - 40.0 * math.log(1 - (80 - 44.6) / (0.08 * 530))
 
 
+@pytest.mark.slow
 def test_throttling_is_announced_before_it_comes() -> None:
     forecaster, told = Forecaster(), {}
     for second in range(400):
@@ -39,6 +40,7 @@ def test_throttling_is_announced_before_it_comes() -> None:
     assert dict(told[200].signals)["heat_ahead"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_limit_that_nobody_told_is_learned() -> None:
     forecaster = Forecaster()
     outlook = Outlook(0.0, (), (), ())

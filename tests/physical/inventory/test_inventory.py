@@ -238,6 +238,7 @@ def test_short_measurements_are_of_the_right_order(tmp_path: Path) -> None:
     assert timed["load_bytes_per_s"] > 1e7
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(fake.library() is None, reason="no C compiler to build the fake driver library with")
 def test_probe_sees_gpus_and_their_links(tmp_path: Path) -> None:
     machine = fake.Machine(tmp_path / "state")

@@ -49,8 +49,15 @@ def by_networkx(problem: Problem, runs: tuple[Run, ...]) -> float:
     return float(nx.maximum_flow_value(graph, "s", "t"))
 
 
-@pytest.mark.parametrize("partial", [False, True])
-@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize(
+    ("links", "partial"),
+    [
+        (True, True),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(False, False, marks=pytest.mark.slow),
+    ],
+)
 def test_random_placements_flow_as_networkx_says(links: bool, partial: bool) -> None:
     rng, positive = random.Random(1), 0
     for seed in range(40):

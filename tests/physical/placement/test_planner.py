@@ -162,6 +162,7 @@ def test_the_file_holds_what_the_plan_says() -> None:
     assert sum(len(s["devices"]) for s in stages) == len(devices_of(made))
 
 
+@pytest.mark.slow
 def test_the_command_plans_writes_and_draws(tmp_path: Path) -> None:
     out, svg = tmp_path / "plan.yaml", tmp_path / "plan.svg"
     done = runner.invoke(

@@ -22,6 +22,7 @@ from physical.scheduling.machine import Hop, Link, Machine, MachineError, Unit
 from physical.scheduling.problem import Problem
 from physical.scheduling.simulation import ExecutionError
 from physical.scheduling.trace import check
+from tests.examples import some_slow
 from tests.physical.runtime import work
 
 HERE = "tests.physical.runtime.work"
@@ -128,7 +129,7 @@ def go(
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", some_slow(range(6), 0, 1))
 def test_results_are_those_of_one_task_after_the_other(mixed: Units, seed: int, prefetch: bool) -> None:
     graph, values = random_graph(seed)
     only = {"t1": "cpu0", "t5": "process0", "t9": "process1"}
@@ -180,6 +181,7 @@ def test_inputs_that_were_fetched_ahead_are_hits(mixed: Units, tmp_path: Path) -
     assert passive.waited_s > 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
 )
@@ -210,6 +212,7 @@ def test_what_went_with_a_killed_process_is_computed_again(seed: int, tmp_path: 
             np.testing.assert_array_equal(outcome.results[name], expected[name])
 
 
+@pytest.mark.slow
 def test_values_at_home_in_a_lost_process_come_back_from_here(tmp_path: Path) -> None:
     flag = tmp_path / "died"
     tasks = [

@@ -107,6 +107,7 @@ def test_a_plan_to_the_letter_stays_valid_under_noise(problem: Problem, seed: in
     check(replay(Heft().plan(problem), Disturbance(0.3, 0.3, seed=seed)))
 
 
+@pytest.mark.slow
 @few
 @given(problem=problems)
 def test_the_staged_bound_is_a_bound_and_no_looser(problem: Problem) -> None:

@@ -309,7 +309,7 @@ def prepared_calls_are_those_of_the_genuine_binding(machine: fake.Machine) -> No
 def a_call_that_hangs_costs_one_device(machine: fake.Machine) -> None:
     for slot in range(8):
         machine.plug(slot)
-    with Telemetry(stall_s=0.3, budget=1.0, listing=Path("/nonexistent")) as telemetry:
+    with Telemetry(stall_s=3.0, budget=1.0, listing=Path("/nonexistent")) as telemetry:
         wait_for(lambda: len(telemetry.samples()) == 8)
         machine.gpu(2).hang = 1
         wait_for(lambda: kinds_of(telemetry, EventKind.STALLED) == ["local-0/gpu2"])
@@ -327,7 +327,7 @@ def a_call_that_hangs_costs_one_device(machine: fake.Machine) -> None:
 def an_initialisation_that_hangs_is_told(machine: fake.Machine) -> None:
     machine.plug(0)
     machine.state.hang_init = 1
-    with Telemetry(stall_s=0.3, budget=1.0, listing=Path("/nonexistent")) as telemetry:
+    with Telemetry(stall_s=3.0, budget=1.0, listing=Path("/nonexistent")) as telemetry:
         wait_for(lambda: kinds_of(telemetry, EventKind.STALLED) == [""])
         wait_for(lambda: telemetry.host() is not None)
         assert telemetry.samples() == ()
@@ -340,7 +340,7 @@ def sampling_that_costs_too_much_is_stretched(machine: fake.Machine) -> None:
     machine.plug(0)
     with Telemetry(period_s=0.01, budget=1e-6, listing=Path("/nonexistent")) as telemetry:
         wait_for(lambda: telemetry.period_s > 0.01)
-        assert kinds_of(telemetry, EventKind.OVER_BUDGET) == [""]
+        wait_for(lambda: kinds_of(telemetry, EventKind.OVER_BUDGET) == [""])
         assert telemetry.cpu_share > 0
 
 

@@ -102,6 +102,7 @@ def test_watch_once_prints_one_object_a_line() -> None:
     assert {"devices", "forecasts", "signals", "events", "missing"} <= set(shown)
 
 
+@pytest.mark.slow
 def test_watch_once_draws_a_table() -> None:
     result = runner.invoke(app, ["watch", "--once"])
     assert result.exit_code == 0, result.output

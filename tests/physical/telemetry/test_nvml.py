@@ -38,6 +38,7 @@ def test_threaded_scenario(name: str, tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {name: None}, done.stdout
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", scenarios.OLD_DRIVER)
 def test_old_driver(name: str, tmp_path: Path) -> None:
@@ -55,6 +56,7 @@ def test_both_sides_lay_out_the_state_alike() -> None:
     assert library.fake_nvml_layout() == ctypes.sizeof(fake.State)
 
 
+@pytest.mark.slow
 def test_importing_telemetry_imports_no_binding(tmp_path: Path) -> None:
     code = (
         "import sys, physical.telemetry.sampler, physical.inventory.probe, physical.forecast, physical.telemetry.cli;"

@@ -31,6 +31,7 @@ def test_the_short_stage_lies_between_smoke_and_full() -> None:
     assert "short stage" in archive.outcomes(bad.digest)[0].detail
 
 
+@pytest.mark.slow
 def test_a_long_full_stage_is_entered_by_its_last_windows() -> None:
     assert [task.windows[0] for _, task in LONG.rungs(8)] == [31, 24, 16, 0]
     assert [task for _, task in LONG.rungs(0)] == [LONG.smoke, LONG.full]
@@ -54,6 +55,7 @@ def test_a_long_full_stage_is_entered_by_its_last_windows() -> None:
     assert [len(task.windows) for task in tasks_of(slightly_worse, patient)] == [1, 8, 16, 32]
 
 
+@pytest.mark.slow
 def test_looking_often_stops_a_winner_no_more_often_than_said() -> None:
     rng, stopped, runs = random.Random(1), 0, 2000
     for _ in range(runs):

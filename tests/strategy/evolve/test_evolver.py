@@ -63,6 +63,7 @@ def left_after_three_steps(seed: int) -> float:
     return distance(incumbent) / distance(knobs())
 
 
+@pytest.mark.slow
 def test_finds_a_better_policy_and_knows_its_ancestors() -> None:
     assert left_after_three_steps(seed=1) < 0.5
 
@@ -73,6 +74,7 @@ def test_finds_a_better_policy_from_most_seeds() -> None:
     assert statistics.median(left) < 0.5, left  # one search in twenty-odd gets stuck
 
 
+@pytest.mark.slow
 def test_same_seed_same_evolution() -> None:
     def best(seed: int) -> str | None:
         evolver = Evolver(BuiltinSynthesiser(seed), SyntheticEvaluator(), Archive())
@@ -219,6 +221,7 @@ def test_nothing_is_begun_that_cannot_be_finished() -> None:
             assert "deadline" in outcome.reason or "time" in outcome.reason
 
 
+@pytest.mark.slow
 def test_the_population_is_scored_again_when_the_windows_move() -> None:
     evaluator = SyntheticEvaluator()
     synthesiser = Watched(BuiltinSynthesiser(seed=3))
@@ -294,6 +297,7 @@ def test_a_step_without_comparison_keeps_the_population() -> None:
     assert evolver.population == kept
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_a_whole_archive() -> None:
     archive, count = Archive(), 0
 

@@ -35,6 +35,7 @@ def evolve(archive: Archive, steps: int, seed: int, key: str = "key") -> Evolver
     return evolver
 
 
+@pytest.mark.slow
 def test_same_seed_same_archive() -> None:
     first, second, other = Archive(), Archive(), Archive()
     evolve(first, 2, seed=4)
@@ -44,6 +45,7 @@ def test_same_seed_same_archive() -> None:
     assert content(first) != content(other)
 
 
+@pytest.mark.slow
 def test_the_population_comes_back_from_the_archive() -> None:
     archive = Archive()
     evolver = evolve(archive, 3, seed=1)
@@ -53,6 +55,7 @@ def test_the_population_comes_back_from_the_archive() -> None:
     assert again.generation == 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_deterministic_given_the_archive(tmp_path: Path) -> None:
     with Archive(tmp_path / "a.db") as archive:
         evolve(archive, 2, seed=1)

@@ -113,6 +113,7 @@ def test_expected_completion_counts_the_pace_of_the_device() -> None:
     assert routed("expected_completion", request(predicted_output_tokens=800.0), views) == 1
 
 
+@pytest.mark.slow
 def test_random_choices_differ_from_request_to_request_and_follow_capacity() -> None:
     views = [replica(i, decode_tokens_per_s=4000.0 if i < 2 else 250.0, prefill_tokens_per_s=40_000.0 if i < 2 else 2500.0)
              for i in range(10)]  # fmt: skip

@@ -188,6 +188,7 @@ def test_policies_that_behave_otherwise_are_kept_as_parents() -> None:
     assert restless in [p.policy for p in synthesiser.parents[-1]]
 
 
+@pytest.mark.slow
 def test_scoring_parents_again_stays_within_its_share() -> None:
     for evaluations in (24, 60):
         evaluator = SyntheticEvaluator(behave=lambda p: (distance(p) / 9.0, distance(p) / 9.0))

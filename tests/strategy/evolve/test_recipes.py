@@ -9,15 +9,16 @@ import pytest
 from loop.contracts import Memo, PolicySource
 from strategy.baselines import list_baselines, load_baseline
 from strategy.evolve import check_policy
-from strategy.evolve.sandbox import SandboxedPolicy
+from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits
 from strategy.evolve.synthesise.constants import find_constants
 from strategy.evolve.synthesise.recipes import RECIPES, default_policy, recipes
+from tests.examples import some_slow
 from tests.strategy.builders import observation
 
 PORTABLE = [n for n in list_baselines() if not check_policy(load_baseline(n).source)]
 
 
-@pytest.mark.parametrize("name", PORTABLE)
+@pytest.mark.parametrize("name", some_slow(PORTABLE, "least_loaded", "round_robin"))
 def test_every_recipe_fits_every_portable_baseline(name: str) -> None:
     base = load_baseline(name).as_source()
     made = recipes(base)
@@ -41,7 +42,7 @@ def test_the_default_policy_is_ordinary_source_and_plans() -> None:
     assert not check_policy(policy.source)
     assert policy.name == "default"
     assert default_policy() == policy
-    with SandboxedPolicy(policy) as live:
+    with SandboxedPolicy(policy, SandboxLimits(plan_grace_s=60.0)) as live:
         obs = observation(models=("tiny",))
         plan = live.plan(obs, 1.0, Memo())
     assert plan.replicas

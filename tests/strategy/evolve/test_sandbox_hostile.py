@@ -24,10 +24,12 @@ from tests.strategy.evolve.hostile import cheats, open_to_all
 from tests.strategy.evolve.hostile.corpus import CORPUS, table
 from tests.strategy.evolve.hostile.program import GOOD, HARMLESS, LOAD, TIMEOUT, Program
 
-LIMITS = SandboxLimits(route_s=5.0, should_replan_s=5.0, plan_grace_s=5.0, load_s=5.0, max_kills=1)
+LIMITS = SandboxLimits(route_s=30.0, should_replan_s=30.0, plan_grace_s=30.0, load_s=30.0, max_kills=1)
 """Patient, so that a slow machine does not look like a hostile program."""
-SHORT = replace(LIMITS, route_s=0.2, should_replan_s=0.2, plan_grace_s=0.1, load_s=0.3)
-"""For programs that are meant to be killed."""
+SHORT = replace(LIMITS, route_s=0.2, should_replan_s=0.2, plan_grace_s=0.1)
+"""For programs that are meant to be killed while they serve."""
+SHORT_LOAD = replace(LIMITS, load_s=0.3)
+"""For programs that are meant to be killed while they are loaded."""
 REQUEST = RequestView(1, "tiny", 2.5, 3.0, 500, 100.0, 0, 0)
 JUDGE = "tests.strategy.evolve.entries:judge"
 NAMED = {program.name: program for program in CORPUS}
@@ -117,7 +119,7 @@ def test_live_it_gains_nothing_and_loses_no_decision(
 ) -> None:
     program = NAMED[name]
     before = outside.state()
-    limits = SHORT if {TIMEOUT, LOAD} & program.outcomes else LIMITS
+    limits = SHORT if TIMEOUT in program.outcomes else SHORT_LOAD if LOAD in program.outcomes else LIMITS
     pid = 0
     try:
         boxed = SandboxedPolicy(program.as_policy(str(outside.canary), outside.port), limits, supply=supply)
@@ -143,7 +145,7 @@ def test_in_scoring_each_good_candidate_among_them_scores_the_same(outside: Outs
     before = outside.state()
     with WorkerPool(2, JUDGE) as pool:
         payloads = [
-            PoolJob(s.encode("utf-8", "surrogatepass"), 0.4 if n != "good" else 20.0) for n, s in jobs
+            PoolJob(s.encode("utf-8", "surrogatepass"), 0.4 if n != "good" else 120.0) for n, s in jobs
         ]
         answers = dict(pool.run(payloads))
         assert sorted(answers) == list(range(len(jobs)))
@@ -164,25 +166,28 @@ def trial_of(program: Program) -> dict[str, object]:
         return trial(boxed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [cheats.FORGES, cheats.PATCHES], ids=lambda p: p.name)
 def test_who_writes_its_own_marks_is_found_out_apart(program: Program) -> None:
     with WorkerPool(1, JUDGE) as pool:
-        ((_, forged),) = pool.run([PoolJob(program.source.encode(), 20.0)])
+        ((_, forged),) = pool.run([PoolJob(program.source.encode(), 120.0)])
         assert isinstance(forged, bytes)
         assert json.loads(forged)["score"] < float(str(trial_of(GOOD)["score"]))
     assert trial_of(program) == trial_of(GOOD)
 
 
+@pytest.mark.slow
 def test_who_is_good_in_the_twin_only_is_found_out_apart() -> None:
     with WorkerPool(1, JUDGE) as pool:
-        ((_, answer),) = pool.run([PoolJob(cheats.DETECTS.source.encode(), 20.0)])
+        ((_, answer),) = pool.run([PoolJob(cheats.DETECTS.source.encode(), 120.0)])
         assert isinstance(answer, bytes)
         assert json.loads(answer) != trial_of(cheats.DETECTS)
 
 
+@pytest.mark.slow
 def test_who_is_slow_live_meets_the_deadline_there() -> None:
     with WorkerPool(1, JUDGE) as pool:
-        ((_, answer),) = pool.run([PoolJob(cheats.SLOW_LIVE.source.encode(), 20.0)])
+        ((_, answer),) = pool.run([PoolJob(cheats.SLOW_LIVE.source.encode(), 120.0)])
         assert isinstance(answer, bytes)
         assert json.loads(answer)["faults"] == 0
     with SandboxedPolicy(cheats.SLOW_LIVE.as_policy(), SHORT) as boxed, pytest.raises(PolicyTimeout):
@@ -190,19 +195,20 @@ def test_who_is_slow_live_meets_the_deadline_there() -> None:
 
 
 def test_one_job_leaves_nothing_to_the_next() -> None:
-    job = PoolJob(cheats.FIRST_WINS.source.encode(), 20.0)
-    poison = PoolJob(cheats.POISONS.source.encode(), 20.0)
+    job = PoolJob(cheats.FIRST_WINS.source.encode(), 120.0)
+    poison = PoolJob(cheats.POISONS.source.encode(), 120.0)
     with WorkerPool(1, JUDGE) as pool:
-        answers = dict(pool.run([job, poison, job, PoolJob(GOOD.source.encode(), 20.0)]))
+        answers = dict(pool.run([job, poison, job, PoolJob(GOOD.source.encode(), 120.0)]))
     assert answers[0] == answers[2]
     assert answers[3] == json.dumps(trial_of(GOOD)).encode()
 
 
+@pytest.mark.slow
 def test_dice_fall_alike_in_each_job_unless_they_read_the_clock() -> None:
     """Module-level random is seeded alike in every fork; the clock is left to the re-run."""
     source = replace(GOOD, route="return random.randrange(len(replicas))").source.encode()
     with WorkerPool(2, JUDGE) as pool:
-        answers = dict(pool.run([PoolJob(source, 20.0)] * 4))
+        answers = dict(pool.run([PoolJob(source, 120.0)] * 4))
     assert len(set(answers.values())) == 1
 
 

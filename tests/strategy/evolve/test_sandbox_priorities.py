@@ -12,7 +12,7 @@ from strategy.evolve.sandbox import SandboxedPolicy, SandboxLimits, WorkerSupply
 from tests.strategy.builders import replica
 from tests.strategy.evolve.hostile import policy
 
-LIMITS = SandboxLimits(route_s=5.0)
+LIMITS = SandboxLimits(route_s=30.0)
 REQUESTS = [RequestView(n, "tiny", 2.5, 3.0, 100 * n, 100.0, 0, 0) for n in range(6)]
 
 
@@ -54,7 +54,7 @@ def test_the_memo_is_brought_along(supply: WorkerSupply) -> None:
 
 def test_late_answers_end_the_worker() -> None:
     source = policy(priority="while request.id == 4: pass\nreturn 0.0")
-    with SandboxedPolicy(source, SandboxLimits(route_s=0.3)) as boxed:
+    with SandboxedPolicy(source, SandboxLimits(route_s=2.0)) as boxed:
         with pytest.raises(PolicyTimeout):
             boxed.priorities(REQUESTS, replica(0), Memo())
         assert boxed.kills == 1

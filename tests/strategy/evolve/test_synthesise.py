@@ -25,6 +25,7 @@ from strategy.evolve.synthesise.edits import EDITS, _sum_in, add_term, remove_te
 from strategy.evolve.synthesise.moves import idiom_priors
 from strategy.evolve.synthesise.replacing import replace_estimate
 from strategy.evolve.tuning import tune_constants
+from tests.examples import some_slow
 from tests.strategy.builders import busy, observation
 from tests.strategy.evolve.deciding import can_decide
 from tests.strategy.evolve.worlds import SyntheticEvaluator, distance, knobs, score_of
@@ -37,6 +38,7 @@ def parents() -> list[Parent]:
     return [Parent(load_baseline(name).as_source(), 1.0 + i) for i, name in enumerate(SEEDS)]
 
 
+@pytest.mark.slow
 def test_candidates_pass_the_check_and_can_decide() -> None:
     found = BuiltinSynthesiser(seed=11).ask(parents(), None, 40)
     assert len(found) == 40
@@ -51,6 +53,7 @@ def test_candidates_pass_the_check_and_can_decide() -> None:
         can_decide(candidate)
 
 
+@pytest.mark.slow
 def test_reproducible_from_the_seed() -> None:
     def run(seed: int) -> list[str]:
         synthesiser = BuiltinSynthesiser(seed)
@@ -115,6 +118,7 @@ def test_step_constant_moves_one_constant_within_its_range() -> None:
     assert BuiltinSynthesiser(seed=1)._stepped(no_constants) is None
 
 
+@pytest.mark.slow
 def test_swap_pair_swaps_trigger_and_planner_and_leaves_the_rest() -> None:
     parent = take_apart(parents()[0].policy.source)
     _, found = made_by("swap-pair", 12)
@@ -168,7 +172,12 @@ def test_it_opens_with_what_is_known_to_pay_and_again_when_the_demand_has_change
     assert len(synthesiser._openings[synthesiser._regime]) > left - 3
 
 
-@pytest.mark.parametrize("operator", ["extend", *(f"edit:{name}" for name in EDITS)])
+@pytest.mark.parametrize(
+    "operator",
+    some_slow(
+        ["extend", *(f"edit:{name}" for name in EDITS)], "extend", "edit:add-term", "edit:insert-condition"
+    ),
+)
 def test_every_operator_makes_sound_candidates(operator: str) -> None:
     synthesiser = BuiltinSynthesiser(seed=5)
     synthesiser._operators = [operator]
@@ -340,6 +349,7 @@ def test_constants_are_set_in_place() -> None:
     assert skeleton(source) == skeleton(changed)
 
 
+@pytest.mark.slow
 def test_cma_finds_the_minimum_and_is_reproducible() -> None:
     constants = find_constants(knobs().source)
 
@@ -387,6 +397,7 @@ def test_a_policy_without_a_score_is_not_tuned() -> None:
 # Random programs.
 
 
+@pytest.mark.slow
 def test_random_programs_differ_and_are_sound() -> None:
     programs = [random_program(seed) for seed in range(12)]
     assert len({p.digest for p in programs}) == 12

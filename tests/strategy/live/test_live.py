@@ -85,7 +85,7 @@ class Loop:
     def closed(self) -> list[str]:
         """Policies that were ended, once the thread of the shadows has come to it."""
         with suppress(RuntimeError):  # the loop is closed: there is no thread any more
-            self.live._pool.submit(lambda: None).result(10.0)
+            self.live._pool.submit(lambda: None).result(300.0)
         return self._closed
 
     def window(self, objective: float = 10.0, requests: int = 40) -> str:
@@ -244,13 +244,13 @@ def test_a_policy_that_a_shadow_still_asks_is_not_ended_under_it() -> None:
 
     def slow(*_: object) -> bool:
         asked.set()
-        assert go_on.wait(10.0)
+        assert go_on.wait(300.0)
         seen.append("better" in loop._closed)
         return False
 
     better.should_replan = slow  # type: ignore[method-assign, assignment]
     loop.window(requests=0)
-    assert asked.wait(10.0)
+    assert asked.wait(300.0)
     loop.live.withdraw("for no reason")
     loop.window(requests=0)
     loop.window(requests=0)

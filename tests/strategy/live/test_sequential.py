@@ -40,7 +40,12 @@ def share_of_false_alarms(noise: str, clip: float, side: str, *, runs: int = 150
 
 @pytest.mark.parametrize("side", ["better", "worse"])
 @pytest.mark.parametrize(
-    ("noise", "clip"), [("narrow", WINDOW_CLIP), ("wide", REQUEST_CLIP), ("skewed", WINDOW_CLIP)]
+    ("noise", "clip"),
+    [
+        pytest.param("narrow", WINDOW_CLIP, marks=pytest.mark.slow),
+        pytest.param("wide", REQUEST_CLIP, marks=pytest.mark.slow),
+        ("skewed", WINDOW_CLIP),
+    ],
 )
 def test_looking_after_every_pair_does_not_inflate_the_error(noise: str, clip: float, side: str) -> None:
     share = share_of_false_alarms(noise, clip, side)

@@ -22,6 +22,7 @@ from execution.twin.engine import Agenda, Engine
 from execution.twin.prefix_cache import PrefixCache, PrefixIndex
 from execution.twin.sequence import Sequence
 from loop.contracts import EngineFinish, EngineLimits, EngineRequest, Request, SamplingParams
+from tests.examples import up_to
 from tests.execution.twin.doubles import LinearCosts
 
 LIMITS = EngineLimits(max_num_seqs=6, max_num_batched_tokens=64)
@@ -133,7 +134,7 @@ def drive(
             engine.fire(step_s)
 
 
-@settings(max_examples=30)
+@settings(max_examples=up_to(30))
 @given(jobs, CAPACITIES)
 def test_it_keeps_the_twins_times(jobs: list[Job], capacity: int) -> None:
     batch, agenda, sequences, streams = live(jobs, capacity)
@@ -162,7 +163,7 @@ def test_it_keeps_the_twins_times(jobs: list[Job], capacity: int) -> None:
     check_empty(batch)
 
 
-@settings(max_examples=30)
+@settings(max_examples=up_to(30))
 @given(jobs, CAPACITIES, st.data())
 def test_who_leaves_leaves_nothing_behind(jobs: list[Job], capacity: int, data: st.DataObject) -> None:
     batch, agenda, sequences, streams = live(jobs, capacity)

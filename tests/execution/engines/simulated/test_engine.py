@@ -118,6 +118,7 @@ def test_requests_of_one_turn_share_the_first_step() -> None:
     asyncio.run(check())
 
 
+@pytest.mark.slow
 def test_a_defect_ends_the_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     async def check() -> None:
         engine = await started()
@@ -164,6 +165,7 @@ def test_stopped_while_it_loads() -> None:
     asyncio.run(check())
 
 
+@pytest.mark.slow
 def test_thousands_of_streams() -> None:
     async def check() -> None:
         engine = await started(EngineLimits(max_num_seqs=4096, max_num_batched_tokens=8192))

@@ -53,6 +53,7 @@ def alone(model: Path) -> list[list[int]]:
     return serve(engine_of(model, EngineLimits(1, 512, 100), prefix_cache=False), PROMPTS)[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(
     limits=st.builds(EngineLimits, st.integers(1, 8), st.integers(1, 80), st.just(100)),

@@ -18,6 +18,7 @@ def logits_of(seed: int, rows: int, vocabulary: int = 50) -> torch.Tensor:
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 def test_frequencies_follow_the_probabilities() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
     count = 5_000

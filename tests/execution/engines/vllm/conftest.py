@@ -28,7 +28,7 @@ from loop.contracts import EngineError
 from tests.execution.engines.vllm import policies
 
 KEY = "a key of the tests"
-START_S = 300.0
+START_S = 900.0
 PATIENT = {"ask_s": 5.0, "step_budget_s": 10.0}
 """On a busy machine the deadlines of a service would decide the outcome."""
 PAGE = Path(environment.ROOT) / "docs" / "vllm.md"
@@ -93,7 +93,7 @@ def server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, how)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(60)
 
 
 def documented_command() -> list[str]:

@@ -43,7 +43,7 @@ def outputs(request: EngineRequest, *items: Chunk | BaseException | None) -> lis
             found.append(await flight.next())
         return found
 
-    return asyncio.run(asyncio.wait_for(read(), 10))
+    return asyncio.run(asyncio.wait_for(read(), 120))
 
 
 def test_what_a_slow_reader_left_comes_in_one_piece() -> None:

@@ -23,6 +23,7 @@ from loop.contracts import (
     RequestView,
     Role,
 )
+from tests.examples import up_to
 from tests.execution.engines.vllm import policies
 
 REPLICA = ReplicaView(
@@ -266,7 +267,7 @@ def test_swaps_while_the_queue_is_ordered() -> None:
     assert (keys(order, ITEMS), order.faults.total) == ("bca", 0)
 
 
-@settings(max_examples=40)
+@settings(max_examples=up_to(40))
 @given(
     st.lists(
         st.tuples(st.sampled_from(["ok", "reject", "fault", "nan"]), st.integers(1, 50), st.booleans()),
@@ -302,7 +303,13 @@ def test_a_policy_in_the_sandbox(real: QueueOrder) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [policies.NO_PYTHON, policies.RAISES, policies.NOT_A_NUMBER, policies.HANGS]
+    "source",
+    [
+        policies.NO_PYTHON,
+        policies.RAISES,
+        policies.NOT_A_NUMBER,
+        pytest.param(policies.HANGS, marks=pytest.mark.slow),
+    ],
 )
 def test_broken_policies_are_refused_by_the_sandbox(real: QueueOrder, source: str) -> None:
     real.swap(policy_source("short", policies.SHORTEST_FIRST), REPLICA).result()

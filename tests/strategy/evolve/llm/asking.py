@@ -17,7 +17,7 @@ KEY = "sk-tests-0123456789abcdef"
 BASE = knobs()
 PARENTS = (Parent(BASE, 1.0),)
 OBS = observation()
-PATIENCE_S = 30.0
+PATIENCE_S = 240.0
 """A test that waits so long has failed."""
 
 
@@ -66,7 +66,7 @@ def asking(
     settings: dict[str, Any] = {
         "api_key": KEY,
         "in_flight": 1,
-        "timeout_s": 20.0,
+        "timeout_s": 120.0,
         "backoff_s": 0.001,
         "breaker_pause_s": 0.01,
         "breaker_cap_s": 0.05,

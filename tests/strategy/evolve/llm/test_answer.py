@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from strategy.evolve.static import check_policy
 from strategy.evolve.synthesise.llm.answer import NOTE_CHARS, Reading, read_answer, without_thoughts
+from tests.examples import up_to
 from tests.strategy.evolve.worlds import knobs
 
 BASE = knobs().source
@@ -108,7 +109,7 @@ def test_the_note_is_one_line_of_the_models_own() -> None:
     assert noisy.isprintable()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(
     st.lists(
         st.sampled_from(
@@ -137,7 +138,7 @@ def test_whatever_comes_is_read(lines: list[str], finish: str, form: str) -> Non
         assert reading.detail
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(st.text(alphabet="<>/thinkab \n", max_size=200))
 def test_thoughts_never_remain_closed(text: str) -> None:
     assert "</think>" not in without_thoughts(text)

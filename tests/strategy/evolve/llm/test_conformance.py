@@ -12,6 +12,7 @@ from strategy.evolve.source import make_source
 from strategy.evolve.static import check_policy
 from strategy.evolve.synthesise import BuiltinSynthesiser
 from strategy.evolve.synthesise.mixed import MixedSynthesiser
+from tests.examples import some_slow
 from tests.strategy.evolve.llm.asking import BASE, OBS, PARENTS, asking, diff_to
 from tests.strategy.evolve.llm.server import said
 from tests.strategy.evolve.worlds import score_of
@@ -32,7 +33,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-@pytest.mark.parametrize("name", ["builtin", "llm", "mixed"])
+@pytest.mark.parametrize("name", some_slow(["builtin", "llm", "mixed"], "builtin", "llm"))
 def test_conformance(name: str) -> None:
     with synthesiser(name) as it:
         assert it.cost == SynthesisCost()

@@ -25,9 +25,9 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (said("```python\nimport os\n```"), "static", "may not import os"),
         (said(diff_to(3.0, base=77.0)), "bad-diff", "not in the source"),
-        (said("You could lower the weight."), "no-code", "holds no code"),
-        (said(None), "no-code", "is empty"),
-        (said("", tool_calls=[{"id": "x"}]), "no-code", "is empty"),
+        pytest.param(said("You could lower the weight."), "no-code", "holds no code", marks=pytest.mark.slow),
+        pytest.param(said(None), "no-code", "is empty", marks=pytest.mark.slow),
+        pytest.param(said("", tool_calls=[{"id": "x"}]), "no-code", "is empty", marks=pytest.mark.slow),
         (said("```python\n" + BASE.source[:200], finish="length"), "truncated", "much shorter"),
     ],
 )
@@ -53,8 +53,8 @@ def test_there_is_no_second_chance() -> None:
     "first",
     [
         said("I'm sorry, but I can't help with that."),
-        said(None, refusal="I will not."),
-        said("", finish="content_filter"),
+        pytest.param(said(None, refusal="I will not."), marks=pytest.mark.slow),
+        pytest.param(said("", finish="content_filter"), marks=pytest.mark.slow),
         error(400, "The response was filtered.", code="content_filter"),
     ],
 )
@@ -82,6 +82,7 @@ def test_the_same_answer_again_is_noted_and_not_given_again() -> None:
     assert it.exchanges[1].digest == it.given[0].digest
 
 
+@pytest.mark.slow
 def test_a_model_that_gives_nothing_is_asked_ever_less_often() -> None:
     with asking(in_turn(said("no")), backoff_s=60.0, breaker_cap_s=60.0) as it:
         it.until(lambda: bool(it.synthesiser.trouble))
@@ -94,6 +95,7 @@ def total(exchanges: list[Exchange]) -> int:
     return sum(exchange.prompt_tokens + exchange.completion_tokens for exchange in exchanges)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", [1, 4])
 def test_the_token_budget_stops_cleanly(in_flight: int) -> None:
     budget = 60_000
@@ -113,6 +115,7 @@ def test_the_token_budget_stops_cleanly(in_flight: int) -> None:
     assert len(it.given) == cost.requests == len(it.exchanges)
 
 
+@pytest.mark.slow
 def test_the_money_budget_counts_failures_that_may_be_charged() -> None:
     model = LlmModel("m", usd_per_million_input=2.0, usd_per_million_output=8.0)
 
@@ -180,6 +183,7 @@ def test_the_model_that_improves_policies_is_asked_more_often() -> None:
     assert late.count("able") > 0.75 * len(late)
 
 
+@pytest.mark.slow
 def test_what_became_of_candidates_stands_in_the_next_prompt() -> None:
     with asking(lambda asked: said(diff_to(3.0 + asked.number))) as it:
         it.until(lambda: bool(it.given))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategy.evolve.synthesise.llm.diff import Block, DiffError, apply_blocks, find_blocks
+from tests.examples import up_to
 
 SOURCE = """def route(request, replicas, memo):
     best = 0
@@ -126,7 +127,7 @@ def blocks_between(old: list[str], new: list[str]) -> list[Block]:
     return blocks
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(LINES, LINES)
 def test_an_exact_unambiguous_diff_is_applied_exactly(old: list[str], new: list[str]) -> None:
     old, new = ["<begin>", *old], ["<begin>", *new]  # a first line that is unique, so the block is
@@ -134,7 +135,7 @@ def test_an_exact_unambiguous_diff_is_applied_exactly(old: list[str], new: list[
     assert apply_blocks(source, blocks_between(old, new)) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(LINES, st.integers(0, 13), st.integers(1, 4), st.integers(0, 8), st.booleans())
 def test_a_block_changes_its_place_alone_or_is_refused(
     lines: list[str], start: int, count: int, shift: int, trailing: bool
@@ -157,7 +158,7 @@ def test_a_block_changes_its_place_alone_or_is_refused(
     assert [line.strip() for line in lines[at[0] : at[0] + gone] if line.strip()] == said
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(st.text(alphabet="<=> SEARCHPLabc\n`~\t", max_size=300))
 def test_no_text_breaks_the_reader(text: str) -> None:
     blocks, _ = find_blocks(text)

@@ -42,6 +42,7 @@ def student(asked: Asked) -> Says:
     return said(diff_to(3.0 + abs(weight - 3.0) / 2 + asked.number / 500, base=weight))
 
 
+@pytest.mark.slow
 def test_answers_are_scored_promoted_and_archived_with_their_lineage() -> None:
     archive = Archive()
     with asking(student, wait_s=20.0, in_flight=2) as it:

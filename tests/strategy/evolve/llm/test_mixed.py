@@ -60,6 +60,7 @@ def tell(synthesiser: Synthesiser, candidates: Sequence[PolicySource]) -> None:
         synthesiser.tell(candidate, Evaluation(candidate.digest, score_of((objective,))), 15.0)
 
 
+@pytest.mark.slow
 def test_while_the_slow_one_gives_nothing_the_quick_one_does_what_it_does_alone() -> None:
     alone, mixed = BuiltinSynthesiser(seed=7), MixedSynthesiser(Slow(), BuiltinSynthesiser(seed=7))
     for _ in range(6):

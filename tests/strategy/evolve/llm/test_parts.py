@@ -57,6 +57,7 @@ def test_the_key_is_trimmed_and_not_shown() -> None:
             LlmModel(**bad)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_openai_is_imported_late_and_one_error_names_the_extra() -> None:
     program = """
 import sys, types

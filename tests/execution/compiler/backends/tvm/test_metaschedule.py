@@ -37,10 +37,10 @@ def tuners(records: Path) -> list[int]:
 
 
 def test_a_spent_budget_leaves_no_kernel_and_no_process(tmp_path: Path) -> None:
-    backend = MetaSchedule(budget_s=0.5, records=tmp_path / "records")
+    backend = MetaSchedule(budget_s=0.05, records=tmp_path / "records")
     subject = families.swiglu(rows=Bucket(2, 2), inner=8)
     recipe = backend.recipes(subject)[0]
-    with pytest.raises(CompileError, match=r"within 0\.5 s; untuned code is never offered"):
+    with pytest.raises(CompileError, match=r"within 0\.05 s; untuned code is never offered"):
         backend.compile(subject, recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert tuners(tmp_path / "records") == []
@@ -64,8 +64,8 @@ backend.compile(subject, backend.recipes(subject)[0], Path({str(tmp_path / "out"
         while not any(pid != parent.pid for pid in tuners(tmp_path)):
             assert parent.poll() is None
         parent.send_signal(signal.SIGTERM)
-        assert parent.wait(60) != 0
-        until_s = time.monotonic() + 60.0
+        assert parent.wait(300) != 0
+        until_s = time.monotonic() + 300.0
         while tuners(tmp_path):  # it dies with its parent, by the kernel's hand, a moment later
             assert time.monotonic() < until_s
             time.sleep(0.02)
