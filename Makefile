@@ -45,7 +45,7 @@ test: lint types arrows vllm  ## All checks and tests, slow ones included
 	$(BIN)/python -m pytest -q -m "not gpu" --hypothesis-profile=repeatable
 
 unit: $(STAMP)  ## The fast tests only, in two processes
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

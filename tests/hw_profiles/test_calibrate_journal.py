@@ -109,6 +109,7 @@ def found(journal: Path) -> tuple[Coefficients, Watched]:
     return calibrated(journal)
 
 
+@pytest.mark.slow
 def test_known_costs_are_found_again(found: tuple[Coefficients, Watched]) -> None:
     _, watched = found
     fit = watched.fit
@@ -140,6 +141,7 @@ def test_padded_attention_is_noticed_and_its_costs_are_found(tmp_path: Path) -> 
     assert watched.held_out.e2e < 0.03
 
 
+@pytest.mark.slow
 def test_a_coefficients_file_of_before_padding_was_known_is_read(
     found: tuple[Coefficients, Watched], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from execution.replicas.patience import TURNS, answered
 
-LIMIT_S = 0.2
+LIMIT_S = 0.1
 
 
 def silent() -> int:

@@ -354,6 +354,7 @@ def test_after_close_replicas_load_and_drain_and_serve_what_comes() -> None:
     assert twin.snapshot().replicas[0].ready_in_s == 0.0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenarios(), st.integers(1, 60))
 def test_close_at_any_time_leaves_a_whole_cluster(scenario: Scenario, tick: int) -> None:

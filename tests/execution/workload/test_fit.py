@@ -35,6 +35,7 @@ def test_turns_follow_block_hashes() -> None:
     assert [turn.shared_blocks for turn in found] == [0, 1, 3, 1, 4, 2]
 
 
+@pytest.mark.slow
 def test_a_directory_is_fitted_and_written(
     servegen_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

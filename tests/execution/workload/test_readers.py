@@ -215,6 +215,7 @@ def test_the_real_mooncake_trace(data_dir: Path) -> None:
     assert len(workload.requests) == 12_031
 
 
+@pytest.mark.slow
 def test_the_real_vllm_logs(data_dir: Path) -> None:
     for path in (data_dir / "llmservingsim").glob("**/requests.jsonl"):
         workload = open_workload(path, model="m")

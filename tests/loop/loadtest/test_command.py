@@ -45,6 +45,7 @@ def test_a_report_for_people_and_a_page(tmp_path: Path) -> None:
         assert sum(1 for _ in lines) >= 2
 
 
+@pytest.mark.slow
 def test_json_is_all_of_stdout() -> None:
     with serving() as toy:
         code, out, _ = loadtest(toy.url, *QUICK, "--json")

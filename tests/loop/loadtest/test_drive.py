@@ -155,6 +155,7 @@ def test_nobody_listens() -> None:
     assert [(e.kind, e.count) for e in report.errors] == [("connect", 2)]
 
 
+@pytest.mark.slow
 def test_a_connection_is_used_again_and_a_stale_one_replaced() -> None:
     """The toy closes each connection after two answers, without saying so."""
     served = 0

@@ -75,6 +75,7 @@ def test_a_plan_keeps_within_bounds_and_comes_true(
     assert plan.makespan_s <= followed.makespan_s
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.125])
 def test_knowing_the_bounds_gains_on_tiled_cholesky(share: float) -> None:
     problem = tiled(8, share)
@@ -126,6 +127,7 @@ def test_what_takes_too_long_is_no_plan() -> None:
     assert carried_out(problem, plan, 0.5 * plan.makespan_s) is None
 
 
+@pytest.mark.slow
 def test_polishing_is_judged_within_the_bounds() -> None:
     pytest.importorskip("ortools")
     problem = tightly(random_problem("layered", 8, Setting(), 1), 1.0)

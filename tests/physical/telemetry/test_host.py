@@ -93,6 +93,7 @@ def test_a_period_of_nothing_is_refused() -> None:
         Telemetry(period_s=0.0)
 
 
+@pytest.mark.slow
 def test_watch_once_prints_one_object_a_line() -> None:
     result = runner.invoke(app, ["watch", "--once", "--json"])
     assert result.exit_code == 0, result.output

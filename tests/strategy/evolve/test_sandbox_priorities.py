@@ -52,6 +52,7 @@ def test_the_memo_is_brought_along(supply: WorkerSupply) -> None:
         assert boxed.priority(REQUESTS[0], replica(0), memo) == 13.0
 
 
+@pytest.mark.slow
 def test_late_answers_end_the_worker() -> None:
     source = policy(priority="while request.id == 4: pass\nreturn 0.0")
     with SandboxedPolicy(source, SandboxLimits(route_s=2.0)) as boxed:

@@ -69,6 +69,7 @@ def test_reproducible_from_the_seed() -> None:
     assert run(4) != run(5)
 
 
+@pytest.mark.slow
 def test_no_candidate_comes_twice_and_seeds_do_not_come_back() -> None:
     synthesiser = BuiltinSynthesiser(seed=6)
     found = [c.source for _ in range(4) for c in synthesiser.ask(parents(), None, 10)]
