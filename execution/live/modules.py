@@ -121,9 +121,8 @@ class ModuleUnit:
         self, candidate: Candidate, inputs: Sequence[torch.Tensor], *, limit_s: float, search: bool = True
     ) -> Iterator[Made | None]:
         """Better and better kernels for a kind of module that was copied; each is right, and faster than the module
-        alone. None, several times a second: the compilers are at it, and whoever
-        waits may look around. Without `search`: what the cache
-        holds."""
+        alone. None, several times a second: the compilers are at it, and whoever waits may look around. Without `search`:
+        what the cache holds."""
         self.tried.add((candidate.group, candidate.bucket))
         named = self._of(candidate.group)
         first = next(iter(named.values()))
