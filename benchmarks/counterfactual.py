@@ -1,10 +1,11 @@
 """Does the twin predict this machine? A minute of traffic calibrates it, another minute with other load judges it.
 
 Real engines run as replicas in processes of their own behind the dispatcher, steered by a policy; every request is
-journaled. `profiles calibrate --from-journal` fits the engine on the first minute (Poisson arrivals). The second one
-has other arrivals (bursty), another rate and other lengths; its requests are replayed in the twin, and each one's E2E
-time is compared with what really happened. `as recorded`: each request goes where it really went, so that the engine's
-speed alone is judged; `same policy`: the policy decides again, in the twin. `uncalibrated` is the twin with the
+journaled. `profiles calibrate --from-journal` fits the engine on the first minute (Poisson arrivals). Then the engines
+are started again, as `loop serve` is after a calibration: what policies are told of a replica's speed comes of the
+calibrated model. The second minute has other arrivals (bursty), another rate and other lengths; its requests are
+replayed in the twin, and each one's E2E time is compared with what really happened. `as recorded`: each request goes
+where it really went, so that the engine's speed alone is judged; `same policy`: the policy decides again, in the twin. `uncalibrated` is the twin with the
 packaged coefficients. `at best` is calibrated on the judged minute itself: what no calibration on another minute can
 beat by much, since it knows how fast the machine was in this one. Rates are chosen from the engines' own throughput,
 measured first. Run it idle: what else runs on the machine slows the engines down and not the twin.
@@ -40,8 +41,8 @@ from execution.replicas.manager import ManagerOptions, ReplicaManager
 from execution.replicas.prefixes import BLOCK_TOKENS, block_hashes
 from execution.replicas.remote import RemoteEngine
 from execution.workload import LognormalLengths, gamma
-from hw_profiles import load_cluster
-from hw_profiles.performance import PerformanceModel
+from hw_profiles import load_cluster, load_model
+from hw_profiles.performance import InfeasibleError, PerformanceModel, ReplicaPerformance
 from hw_profiles.performance.calibrate.rows import DataError
 from hw_profiles.performance.calibrate.watched import Watched, calibrate_from_journal
 from hw_profiles.performance.files import read_coefficients
@@ -89,7 +90,11 @@ class Served:
 class Live:
     """Real engines behind a dispatcher, on this event loop."""
 
-    def __init__(self, engine: str, model: str, replicas: int, seed: int) -> None:
+    def __init__(
+        self, engine: str, model: str, replicas: int, seed: int, performance: PerformanceModel | None = None
+    ) -> None:
+        """`performance`: what policies are told of a replica's speed is this, times the speed that was observed, as
+        in `loop serve`; None: the packaged model."""
         self._engine, self._model, self._seed = engine, model, seed
         self._records: list[RequestRecord] = []
         self._hashes: dict[int, tuple[int, ...]] = {}
@@ -108,12 +113,17 @@ class Live:
                 for name in devices
             )
         )
-        self._manager = ReplicaManager(self._build, device_views(topology), [model], options=ManagerOptions())
-        served = ServedModel(model, tokenizer_of(self._spec()), 2048)
-        self._dispatcher = Dispatcher(
-            self._manager, [served], load_baseline(POLICY), sink=self._records.append
+        self._topology, self._performance = topology, performance or PerformanceModel.load()
+        self._manager = ReplicaManager(
+            self._build, device_views(topology), [model], options=ManagerOptions(), costs=self._costs
         )
+        self._dispatcher = self._fresh_dispatcher()
         self._vocabulary = 256
+
+    def _fresh_dispatcher(self) -> Dispatcher:
+        """One that has seen no request: what answers' lengths are expected to be is learned from those that come."""
+        served = ServedModel(self._model, tokenizer_of(self._spec()), 2048)
+        return Dispatcher(self._manager, [served], load_baseline(POLICY), sink=self._records.append)
 
     def _spec(self) -> EngineSpec:
         own: dict[str, dict[str, str | int | float | bool]] = {
@@ -125,6 +135,15 @@ class Live:
     def _build(self, spec: ReplicaSpec) -> RemoteEngine:
         del spec
         return RemoteEngine(self._spec(), env={"OMP_NUM_THREADS": "1"})
+
+    def _costs(self, spec: ReplicaSpec) -> ReplicaPerformance | None:
+        devices = [self._topology.devices[name] for name in spec.devices]
+        try:
+            return self._performance.replica(
+                load_model(spec.model), devices, spec.tp, spec.pp, self._topology
+            )
+        except InfeasibleError:
+            return None
 
     async def start(self) -> None:
         """All replicas ready, and warm. Raises EngineError."""
@@ -150,6 +169,7 @@ class Live:
                 )
                 elapsed_s = time.monotonic() - began_s
             found.append(PROBE_REQUESTS * (inputs if outputs == 1 else outputs) / elapsed_s)
+        self._dispatcher = self._fresh_dispatcher()  # the probe's answers are no sample of what comes
         return found[0], found[1]
 
     async def serve(self, requests: Sequence[Request], salt: str) -> Served:
@@ -238,27 +258,33 @@ def keep(path: Path, served: Served) -> None:
         journal.close()
 
 
-async def drive(options: Options, path: Path, duration_s: float) -> list[dict[str, Any]]:
-    """Start the engines, serve both minutes, and journal them as run 1 and run 2."""
-    extra = options.extra
-    live = Live(extra.engine, extra.model, extra.replicas, options.seed)
-    rows: list[dict[str, Any]] = []
+async def drive(
+    options: Options,
+    path: Path,
+    number: int,
+    duration_s: float,
+    *,
+    speeds: tuple[float, float] | None,
+    performance: PerformanceModel | None,
+) -> tuple[dict[str, Any], tuple[float, float]]:
+    """Start the engines, serve the first or second minute, and journal it as a run; returns what came of it, and the
+    throughput that rates are chosen from (of the first minute's engines)."""
+    extra, load = options.extra, (CALIBRATION, JUDGED)[number]
+    live = Live(extra.engine, extra.model, extra.replicas, options.seed, performance)
     try:
         with progress(options, f"starting {extra.replicas} replicas of {extra.engine}"):
             await live.start()
         with progress(options, "measuring their throughput"):
-            speeds = await live.throughput()
-        for number, load in enumerate((CALIBRATION, JUDGED)):
-            requests = traffic(load, speeds, duration_s, extra.model, options.seed + number)
-            with progress(options, f"{load.name}: {len(requests)} requests in {duration_s:g} s"):
-                cpu_s, began_s = time.process_time(), time.monotonic()
-                served = await live.serve(requests, load.name)
-                cpu_share = (time.process_time() - cpu_s) / (time.monotonic() - began_s)
-            keep(path, served)
-            rows.append(_traffic_row(load, served, duration_s, cpu_share))
+            found = await live.throughput()  # the second time to warm them up
+        requests = traffic(load, speeds or found, duration_s, extra.model, options.seed + number)
+        with progress(options, f"{load.name}: {len(requests)} requests in {duration_s:g} s"):
+            cpu_s, began_s = time.process_time(), time.monotonic()
+            served = await live.serve(requests, load.name)
+            cpu_share = (time.process_time() - cpu_s) / (time.monotonic() - began_s)
     finally:
         await live.close()
-    return rows
+    keep(path, served)
+    return _traffic_row(load, served, duration_s, cpu_share), speeds or found
 
 
 def _traffic_row(load: Load, served: Served, duration_s: float, cpu_share: float) -> dict[str, Any]:
@@ -336,17 +362,18 @@ def measure(options: Options) -> tuple[list[dict[str, Any]], list[Target]]:
         if path.exists():
             raise BenchmarkInputError(f"{path}: is there already (--journal)")
         load_before = os.getloadavg()[0]
-        try:
-            rows = asyncio.run(drive(options, path, duration_s))
-        except EngineError as error:
-            raise BenchmarkInputError(f"counterfactual: {error}") from error
         date = dt.datetime.now(tz=dt.UTC).date().isoformat()
         try:
+            first, speeds = asyncio.run(drive(options, path, 0, duration_s, speeds=None, performance=None))
             with progress(options, "calibrating"):
                 coefficients, found = calibrate_from_journal(path, read_coefficients(), date=date, run=1)
-        except DataError as error:
+            calibrated = PerformanceModel(coefficients)
+            second, _ = asyncio.run(
+                drive(options, path, 1, duration_s, speeds=speeds, performance=calibrated)
+            )
+        except (EngineError, DataError) as error:
             raise BenchmarkInputError(f"counterfactual: {error}") from error
-        rows += judge(path, found[0], PerformanceModel(coefficients))
+        rows = [first, second, *judge(path, found[0], calibrated)]
     rows.append({"case": "machine", "load_before": load_before, "load_after": os.getloadavg()[0]})
     by_case = {row["case"]: row for row in rows}
     targets = [

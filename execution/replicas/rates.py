@@ -1,6 +1,7 @@
 """How fast a replica is: by a performance model where there is one, and by its own steps.
 
-The engine counts its steps, their time, and the tokens that went through them. Between two readings
+The engine counts its steps, their time, and the tokens that went through them. With a performance model, what the steps
+between two readings should have taken is compared with what they took: the replica's speed. Without one,
 `time = a * steps + b * prompt_tokens + c * generated_tokens` holds to a good approximation (a step's fixed work, one
 prompt token, one sequence's token): non-negative least squares over the readings, older ones fading, gives the three.
 
@@ -10,6 +11,8 @@ one that looked slow for a moment would otherwise be sent nothing, measure nothi
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +24,8 @@ from loop.contracts import EngineStats
 
 Floats = npt.NDArray[np.float64]
 
+CHUNK_TOKENS = 512
+"""Prompt tokens that are taken to go through one step."""
 TYPICAL_CONTEXT_TOKENS = 1024
 """Context of a sequence in a well-filled batch; the twin's."""
 FADE = 0.98
@@ -42,8 +47,11 @@ class Costs(Protocol):
     def prefill_tokens_per_s(self) -> float:
         """Of prefill alone."""
 
-    def iteration_s(self, n_decode: int, kv_decode_tokens: int) -> float:
-        """One decode iteration of so many sequences with so much context in all."""
+    def iteration_s(
+        self, n_decode: int, kv_decode_tokens: int, chunks: Sequence[tuple[int, int]] = ()
+    ) -> float:
+        """One iteration of so many decoding sequences with so much context in all, and of parts of prompts, each as
+        (tokens, context before them)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +67,44 @@ class LinearCosts:
         """In steps of 512 prompt tokens."""
         return 512.0 / max(self.step_s + 512.0 * self.prompt_token_s, 1e-9)
 
-    def iteration_s(self, n_decode: int, kv_decode_tokens: int) -> float:  # noqa: ARG002 - the port's
-        """One decode iteration."""
-        return self.step_s + n_decode * self.sequence_s
+    def iteration_s(
+        self,
+        n_decode: int,
+        kv_decode_tokens: int,  # noqa: ARG002 - the port's
+        chunks: Sequence[tuple[int, int]] = (),
+    ) -> float:
+        """One iteration."""
+        return self.step_s + n_decode * self.sequence_s + sum(c for c, _ in chunks) * self.prompt_token_s
 
 
 _PRIOR = np.array([LinearCosts().step_s, LinearCosts().prompt_token_s, LinearCosts().sequence_s])
 
 
-class Kin:
-    """Readings of all replicas of one kind, older ones fading: same model, same kind and number of devices."""
+class _Readings:
+    """Sums over readings, older ones fading."""
 
     def __init__(self) -> None:
-        self._steps = 0.0
-        self._gram = np.zeros((3, 3))
-        self._moment = np.zeros(3)
+        self.steps = 0.0
+        self.gram = np.zeros((3, 3))
+        self.moment = np.zeros(3)
+        self.times = np.zeros(2)
+        """Seconds that the steps should have taken by the performance model, and that they took."""
 
-    def learn(self, steps: float, gram: Floats, moment: Floats) -> None:
-        """One reading of one of them."""
-        self._steps = self._steps * FADE + steps
-        self._gram = self._gram * FADE + gram
-        self._moment = self._moment * FADE + moment
+    def fade(self, by: float) -> None:
+        """They count for less."""
+        self.steps *= by
+        self.gram, self.moment, self.times = self.gram * by, self.moment * by, self.times * by
 
-    def share(self) -> tuple[float, Floats, Floats]:
-        """(steps, gram, moment) that each of them may count as its own; zeros while little is known."""
-        if self._steps < ENOUGH_STEPS:
-            return 0.0, np.zeros((3, 3)), np.zeros(3)
-        scale = KIN_STEPS / self._steps
-        return KIN_STEPS, self._gram * scale, self._moment * scale
+    def add(self, other: _Readings, scale: float = 1.0) -> None:
+        """Count these as well."""
+        self.steps += scale * other.steps
+        self.gram = self.gram + scale * other.gram
+        self.moment = self.moment + scale * other.moment
+        self.times = self.times + scale * other.times
+
+
+class Kin(_Readings):
+    """Readings of all replicas of one kind: same model, same kind and number of devices."""
 
 
 class Rates:
@@ -98,15 +116,10 @@ class Rates:
         self._kin = kin or Kin()
         self._costs: Costs = nominal or LinearCosts()
         self._last: EngineStats | None = None
-        self._steps = 0.0
-        self._gram = np.zeros((3, 3))
-        self._moment = np.zeros(3)
-        self._busy = (1, 1)
-        """(sequences, tokens of context) when it last worked."""
+        self._own = _Readings()
         self.speed = 1.0
         """Measured against the nominal performance model; 1 where there is none."""
-        if nominal is None:
-            self._settle()
+        self._settle()
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -130,41 +143,64 @@ class Rates:
             return False
         if stats.steps <= last.steps or stats.step_s <= last.step_s:
             return not (stats.running or stats.waiting) and self._rest()
-        steps = stats.steps - last.steps
-        prompt = max(0, stats.prompt_tokens - last.prompt_tokens - (stats.cached_tokens - last.cached_tokens))
-        row = np.array([steps, prompt, stats.generated_tokens - last.generated_tokens], dtype=float)
-        weight = 1.0 / steps  # a reading over many steps is no more certain of what one costs
-        gram, moment = weight * np.outer(row, row), weight * row * (stats.step_s - last.step_s)
-        self._kin.learn(steps, gram, moment)
-        self._steps = self._steps * FADE + steps
-        self._gram = self._gram * FADE + gram
-        self._moment = self._moment * FADE + moment
-        n = max(1, stats.running)
-        self._busy = n, max(stats.kv_tokens, n)
+        reading = _reading(last, stats)
+        if self._nominal is not None:
+            reading.times = np.array([_expected_s(self._nominal, last, stats), stats.step_s - last.step_s])
+        for sums in (self._own, self._kin):
+            sums.fade(FADE)
+            sums.add(reading)
         return self._settle()
 
     def _rest(self) -> bool:
         """It has nothing to do: what it measured itself grows old, and what its like measure takes its place."""
-        if self._steps < 1.0:
+        if self._own.steps < 1.0:
             return False
-        self._steps *= REST
-        self._gram = self._gram * REST
-        self._moment = self._moment * REST
+        self._own.fade(REST)
         return self._settle()
 
     def _settle(self) -> bool:
         """Estimate anew; False: too little is known."""
-        steps, gram, moment = self._kin.share()
-        if self._steps + steps < ENOUGH_STEPS:
+        known = _Readings()
+        known.add(self._own)
+        if self._kin.steps >= ENOUGH_STEPS:
+            known.add(self._kin, KIN_STEPS / self._kin.steps)
+        if known.steps < ENOUGH_STEPS:
             return False
-        measured = _fit(self._gram + gram, self._moment + moment)
         if self._nominal is None:
-            self._costs = measured
+            self._costs = _fit(known.gram, known.moment)
         else:
-            n, kv_tokens = self._busy
-            expected_s = self._nominal.iteration_s(n, kv_tokens)
-            self.speed = min(max(expected_s / max(measured.iteration_s(n, 0), 1e-9), 0.05), 2.0)
+            expected_s, took_s = known.times.tolist()
+            self.speed = min(max(expected_s / max(took_s, 1e-9), 0.05), 2.0)
         return True
+
+
+def _between(last: EngineStats, stats: EngineStats) -> tuple[int, int, int]:
+    """(steps, prompt tokens computed, tokens generated) from one reading to the next."""
+    prompt = stats.prompt_tokens - last.prompt_tokens - (stats.cached_tokens - last.cached_tokens)
+    return stats.steps - last.steps, max(0, prompt), stats.generated_tokens - last.generated_tokens
+
+
+def _reading(last: EngineStats, stats: EngineStats) -> _Readings:
+    row = np.array(_between(last, stats), dtype=float)
+    weight = 1.0 / row[0]  # a reading over many steps is no more certain of what one costs
+    found = _Readings()
+    found.steps = float(row[0])
+    found.gram, found.moment = weight * np.outer(row, row), weight * row * (stats.step_s - last.step_s)
+    return found
+
+
+def _expected_s(nominal: Costs, last: EngineStats, stats: EngineStats) -> float:
+    """What the steps from one reading to the next should have taken: all decode as many sequences with as much context,
+    and prompts went through as few of them as possible."""
+    steps, prompt, generated = _between(last, stats)
+    sequences = max(1, round(generated / steps)) if generated else 0
+    contexts = max(sequences, (last.kv_tokens + stats.kv_tokens) // 2)
+    with_prompts = min(steps, math.ceil(prompt / CHUNK_TOKENS))
+    expected_s = (steps - with_prompts) * nominal.iteration_s(max(1, sequences), max(1, contexts))
+    if with_prompts:
+        chunk = max(1, round(prompt / with_prompts))
+        expected_s += with_prompts * nominal.iteration_s(sequences, contexts, ((chunk, 0),))
+    return expected_s
 
 
 def _fit(gram: Floats, moment: Floats) -> LinearCosts:

@@ -249,6 +249,22 @@ class TestRates:
         assert rates.decode_step_s(16, 0) == pytest.approx(2 * nominal.iteration_s(16, 0), rel=0.05)
         assert rates.prefill_tokens_per_s == pytest.approx(nominal.prefill_tokens_per_s / 2, rel=0.05)
 
+    def test_long_prompts_with_short_answers_do_not_look_like_a_slow_replica(self) -> None:
+        nominal = LinearCosts(0.004, 2e-5, 1e-4)
+        rates, stats = Rates(nominal), EngineStats()
+        for _ in range(40):  # a prompt of two chunks a step, now and then the one token of an answer
+            stats = replace(
+                stats,
+                steps=stats.steps + 10,
+                step_s=stats.step_s + 10 * nominal.iteration_s(0, 0, ((512, 0),)),
+                prompt_tokens=stats.prompt_tokens + 5120,
+                generated_tokens=stats.generated_tokens + 5,
+                running=8,
+                kv_tokens=4000,
+            )
+            rates.learn(stats)
+        assert rates.speed == pytest.approx(1.0, rel=0.05)
+
     def test_one_that_looked_slow_and_rests_is_taken_for_what_its_like_are(self) -> None:
         usual, slow = LinearCosts(0.004, 2e-5, 1e-4), LinearCosts(0.04, 2e-4, 1e-3)
         kin = Kin()
