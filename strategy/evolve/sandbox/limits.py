@@ -44,5 +44,11 @@ class SandboxLimits:
         """For replays on virtual time, where a slow machine must not change the outcome: deadlines only for
         what never ends."""
         return replace(
-            self, route_s=5.0, should_replan_s=10.0, plan_grace_s=10.0, load_s=30.0, share_cpu=True
+            self,
+            route_s=5.0,
+            should_replan_s=10.0,
+            plan_grace_s=10.0,
+            load_s=30.0,
+            start_s=600.0,
+            share_cpu=True,
         )

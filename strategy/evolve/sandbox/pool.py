@@ -19,8 +19,9 @@ from strategy.evolve.sandbox.process import job_pipe
 from strategy.evolve.sandbox.template import Template
 from strategy.evolve.worker import wire
 
-SCORING_LIMITS = SandboxLimits(memory_bytes=4096 * MIB)
-"""Room for a simulator, its workload and numpy's address space."""
+SCORING_LIMITS = SandboxLimits(memory_bytes=4096 * MIB, start_s=600.0)
+"""Room for a simulator, its workload and numpy's address space; and time to import them: evolution has the lowest
+priority, and a machine that is busy serving lets it wait."""
 _DEATH_S = 2.0
 
 Answer = bytes | PolicyFault
