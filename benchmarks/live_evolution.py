@@ -52,7 +52,7 @@ sources:
 MODEL = "llama-3.1-8b"
 SLO_TTFT_S, SLO_TPOT_S = 2.0, 0.1
 READY_S = 300.0
-COMMAND = (sys.executable, "-c", "import sys; from loop.cli import main; sys.exit(main())")
+COMMAND = (sys.executable, "-m", "loop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +75,16 @@ class Ran:
 
 
 @contextmanager
-def serving(options: Options, out: Path, cluster: Path, *, evolve: bool) -> Iterator[tuple[str, Any]]:
-    """`loop serve` while it serves: its URL, and the process."""
-    words = [*COMMAND, "loop", "serve", "--engine", "simulated", "--cluster", str(cluster), "--model", MODEL]
+def serving(options: Options, out: Path, cluster: Path, *, evolve: bool) -> Iterator[str]:
+    """`loop serve` while it serves: its URL."""
+    words = [*COMMAND, "serve", "--engine", "simulated", "--cluster", str(cluster), "--model", MODEL]
     words += ["--policy", options.extra.policy, "--window-s", "10", "--evaluations", "24", "--port", "0"]
     words += ["--slo-ttft-s", str(SLO_TTFT_S), "--slo-tpot-s", str(SLO_TPOT_S), "--seed", str(options.seed)]
     words += ["--evolution" if evolve else "--no-evolution", "--out", str(out)]
     with (out.parent / f"{out.name}.log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True)  # noqa: S603
         try:
-            yield _url(process, Path(log.name)), process
+            yield _url(process, Path(log.name))
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
@@ -115,10 +115,12 @@ def _url(process: Any, log: Path) -> str:
 def drive(options: Options, folder: Path, *, evolve: bool, duration_s: float) -> Ran:
     """One run from beginning to end."""
     out = folder / ("evolving" if evolve else "as-it-is")
+    if out.exists():  # it would go on with that run's champion
+        raise BenchmarkInputError(f"{out}: is there already (--keep)")
     cluster = folder / "unlike.yaml"
     cluster.write_text(CLUSTER, encoding="utf-8")
-    with serving(options, out, cluster, evolve=evolve) as (url, _):
-        words = [*COMMAND, "loop", "loadtest", url, "--trace", options.extra.trace, "--json"]
+    with serving(options, out, cluster, evolve=evolve) as url:
+        words = [*COMMAND, "loadtest", url, "--trace", options.extra.trace, "--json"]
         words += ["--rate", str(options.extra.rate), "--duration-s", str(duration_s)]
         words += ["--seed", str(options.seed)]
         load = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
@@ -146,6 +148,10 @@ def _read(out: Path, report: dict[str, Any]) -> Ran:
 def figures(name: str, ran: Ran) -> dict[str, Any]:
     """A row: the last third of a run."""
     ok = [r.record for r in ran.judged() if r.record.finish is Finish.OK]
+    if not ok:
+        raise BenchmarkInputError(
+            f"live_evolution: no request of the last third of '{name}' was answered (--rate)"
+        )
     ttft = sorted(r.first_token_s - r.arrival_s for r in ok)
     tpot = [(r.last_token_s - r.first_token_s) / max(1, r.output_tokens - 1) for r in ok]
     good = sum(
